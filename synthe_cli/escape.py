@@ -25,7 +25,11 @@ def printable(text: str) -> str:
 
 def json_text(value: Any, **options: Any) -> str:
     """JSON that a terminal shows as it is: letters of every language, and escapes for what is not printable."""
-    text = json.dumps(value, ensure_ascii=False, **options)
+    return printable_json(json.dumps(value, ensure_ascii=False, **options))
+
+
+def printable_json(text: str) -> str:
+    """A JSON text, or a part of one, with escapes for what is not printable."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else _json_escape(c) for c in text)
 
 

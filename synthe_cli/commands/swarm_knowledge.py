@@ -10,7 +10,7 @@ import typer
 
 from synthe_cli import figures
 from synthe_cli.commands.swarm_options import FolderArgument, listing_group
-from synthe_cli.escape import escaped, json_text
+from synthe_cli.escape import escaped, json_text, printable_json
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.hub_models import find_model
 from synthe_cli.options import JsonOption
@@ -137,14 +137,16 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: stdout.")] = None,
 ) -> None:
     """Write a user's facts with their history, conversations, answers, ratings and pairs as one JSON object."""
-    text = json_text(_open(folder).export(user), indent=1)
+    pieces = map(printable_json, _open(folder).export_lines(user))
     if out is None:
-        print(text)
+        for piece in pieces:
+            print(piece, end="")
         return
 
-    from synthe_core.storage.atomic import write_file
+    from synthe_core.storage.atomic import WAIT, new_file
 
-    write_file(out, text + "\n")
+    with new_file(out, wait=WAIT) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(pieces)
     print(escaped(out))
 
 

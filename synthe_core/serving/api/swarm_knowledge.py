@@ -6,15 +6,16 @@ nothing: then only an admin names users.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import tempfile
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from synthe_core.errors import InputError
 from synthe_core.serving.api import bodies, responses
 from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
-from synthe_core.serving.api.json_parts import to_json
 from synthe_core.serving.api.swarm_chat import user_of
 from synthe_core.serving.api.swarm_state import id_of, limit_of, swarm_of
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # its database needs an extra
 
 MAX_FACTS, MAX_QUERY, MAX_USER = 200, 2000, 1000
 """Facts of a response, and characters of its query and of a user's name."""
+MAX_IN_MEMORY = 1 << 20
+"""Bytes of a user's data; more are in a temporary file while they are sent, and the database is not read meanwhile."""
 
 
 async def facts(api: Api, call: Call, body: None) -> Response:
@@ -71,12 +74,19 @@ async def user_data(api: Api, call: Call, body: None) -> Response:
     """Facts with their history, conversations, answers, ratings and pairs of a user."""
     swarm, user = swarm_of(api), _named_user(call)
 
-    def read() -> bytes:
-        values = swarm.recollection.knowledge.export(user)
-        del values["user"]  # it has the digest of the key
-        return to_json(values)
+    def read() -> IO[bytes]:
+        spool = tempfile.SpooledTemporaryFile(MAX_IN_MEMORY)  # noqa: SIM115, it is closed when it has been sent
+        for piece in swarm.recollection.knowledge.export_lines(user, named=False):  # a name has the digest of the key
+            spool.write(piece.encode())
+        spool.seek(0)
+        return spool
 
-    return Response(await api.in_thread(read), media_type="application/json")
+    return StreamingResponse(_sent(await api.in_thread(read)), media_type="application/json")
+
+
+def _sent(spool: IO[bytes]) -> Iterator[bytes]:
+    with spool:
+        yield from iter(lambda: spool.read(MAX_IN_MEMORY), b"")
 
 
 async def delete_user_data(api: Api, call: Call, body: None) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,10 @@ class Knowledge:
     def export(self, user: str) -> dict[str, Any]:
         """Everything stored of a user, for JSON."""
         return personal_data.export(self.store, user)
+
+    def export_lines(self, user: str, *, named: bool = True) -> Iterator[str]:
+        """The same as JSON, in pieces (see `personal_data.export_lines`)."""
+        return personal_data.export_lines(self.store, user, named=named)
 
     def forget(self, user: str) -> dict[str, int]:
         """Deletes everything stored of a user; returns how many rows of each table that were."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, MetaData, Table, func, inspect, select
+from sqlalchemy import ColumnElement, Connection, MetaData, Row, Table, func, inspect, select
 
 from synthe_core.swarm.knowledge import word_index
 from synthe_core.swarm.knowledge.conversations import message_of
@@ -14,37 +16,68 @@ from synthe_core.swarm.knowledge.tables import SCHEMA, conversations, facts, mes
 from synthe_core.swarm.store import Store
 
 FORMAT = 1
+PAGE = 500
+"""Rows that are read at once."""
 
 
-def export(store: Store, user: str) -> dict[str, Any]:
-    """Everything that is stored of a user, as plain values for JSON: facts with their history, and conversations.
+def export_lines(store: Store, user: str, *, named: bool = True) -> Iterator[str]:
+    """Everything that is stored of a user as one JSON object, in pieces, each row on a line of its own: facts with
+    their history, and conversations. However much it is, only PAGE rows of it are in memory.
 
     The rows of other tables with a column `user`, such as answers and pairs, are in `tables`. Vectors that a model made
-    of a text are left out.
+    of a text are left out. named: whether the user's name is there. The database is read as it is at one moment: read
+    the pieces to their end soon.
     """
     store.prepare(SCHEMA)
     own = {facts.name, messages.name, conversations.name}
     with store.read() as connection:
-        own_facts = connection.execute(facts.select().where(facts.c.user == user).order_by(facts.c.id)).all()
-        own_messages = connection.execute(
-            messages.select().where(messages.c.user == user).order_by(messages.c.id)
-        ).all()
-        others = {
-            table.name: [_plain(row._mapping) for row in connection.execute(table.select().where(table.c.user == user))]
-            for table in _tables(connection)
-            if table.name not in own
-        }
-    turns: dict[str, list[dict[str, Any]]] = {}
-    for message in map(message_of, own_messages):
-        turn = {"role": message.role, "text": message.text, "time": message.time, "id": message.id}
-        turns.setdefault(message.conversation, []).append(turn)
-    return {
-        "format": FORMAT,
-        "user": user,
-        "facts": [asdict(fact_of(row)) for row in own_facts],
-        "conversations": turns,
-        "tables": others,
-    }
+        head = {"format": FORMAT, "user": user} if named else {"format": FORMAT}
+        yield json.dumps(head, ensure_ascii=False)[:-1] + ', "facts": '
+        yield from _array(asdict(fact_of(row)) for row in _rows(connection, facts, user, facts.c.id))
+        yield ', "conversations": {'
+        for number, name in enumerate(_conversations(connection, user)):
+            yield ("," if number else "") + f"\n{json.dumps(name, ensure_ascii=False)}: "
+            yield from _array(map(_turn, _rows(connection, messages, user, messages.c.id, conversation=name)))
+        yield '}, "tables": {'
+        others = [table for table in _tables(connection) if table.name not in own]
+        for number, table in enumerate(others):
+            yield ("," if number else "") + f"\n{json.dumps(table.name)}: "
+            yield from _array(_plain(row._mapping) for row in _rows(connection, table, user))
+        yield "}}\n"
+
+
+def export(store: Store, user: str) -> dict[str, Any]:
+    """The same as one value."""
+    values: dict[str, Any] = json.loads("".join(export_lines(store, user)))
+    return values
+
+
+def _array(values: Iterable[dict[str, Any]]) -> Iterator[str]:
+    start = "[\n"
+    for each in values:
+        yield start + json.dumps(each, ensure_ascii=False)
+        start = ",\n"
+    yield "[]" if start == "[\n" else "]"
+
+
+def _rows(
+    connection: Connection, table: Table, user: str, *order: ColumnElement[Any], **where: str
+) -> Iterator[Row[Any]]:
+    """The rows of a user in a table, read page by page."""
+    query = table.select().where(table.c.user == user, *(table.c[name] == value for name, value in where.items()))
+    yield from connection.execute(query.order_by(*order), execution_options={"yield_per": PAGE})
+
+
+def _conversations(connection: Connection, user: str) -> list[str]:
+    """Their names, the oldest first."""
+    first = func.min(messages.c.id)
+    query = select(messages.c.conversation).where(messages.c.user == user).group_by(messages.c.conversation)
+    return list(connection.scalars(query.order_by(first)))
+
+
+def _turn(row: Row[Any]) -> dict[str, Any]:
+    message = message_of(row)
+    return {"role": message.role, "text": message.text, "time": message.time, "id": message.id}
 
 
 def forget(store: Store, user: str) -> dict[str, int]:

@@ -13,6 +13,7 @@ import pytest
 
 from synthe_core.errors import InputError
 from synthe_core.swarm.feedback.pairs import Pairs, PairSource
+from synthe_core.swarm.knowledge import personal_data
 from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.knowledge.fact import Claim, Fact, Source
 from synthe_core.swarm.knowledge.knowledge import Knowledge, KnowledgeLimits
@@ -166,6 +167,23 @@ def test_export_has_everything_of_a_user_and_nothing_of_others(knowledge: Knowle
     assert [turn["text"] for turn in exported["conversations"]["c"]] == ["I live in Paris.", "I live in Lyon."]
     assert [pair["chosen"] for pair in exported["tables"]["pairs"]] == ["better"]
     assert "Rome" not in json.dumps(exported)
+
+
+def test_an_export_is_read_page_by_page(knowledge: Knowledge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than a page, several conversations, a name with quotes, and no name."""
+    monkeypatch.setattr(personal_data, "PAGE", 3)
+    for number in range(8):
+        knowledge.record_turn('ada "x"', f"talk {number % 3}", "user", f"I like fruit{number}.\n\u2028")
+    lines = list(knowledge.export_lines('ada "x"'))
+    exported = json.loads("".join(lines))
+    assert exported == knowledge.export('ada "x"') and len(lines) > 20
+    assert list(exported["conversations"]) == ["talk 0", "talk 1", "talk 2"]
+    turns = [turn["text"] for turns in exported["conversations"].values() for turn in turns]
+    assert turns == [f"I like fruit{number}.\n\u2028" for number in (0, 3, 6, 1, 4, 7, 2, 5)]
+    assert exported["user"] == 'ada "x"'
+    assert json.loads("".join(knowledge.export_lines('ada "x"', named=False))).keys() == exported.keys() - {"user"}
+    empty = json.loads("".join(knowledge.export_lines("nobody")))
+    assert empty["facts"] == [] and empty["conversations"] == {} and not any(empty["tables"].values())
 
 
 def test_deletion_leaves_nothing_of_a_user(knowledge: Knowledge) -> None:
