@@ -97,6 +97,8 @@ class ChatLoop:
                 "prompt_tokens": reply.prompt, "cached_tokens": reply.cached,
                 "tokens_per_second": round(reply.rate, 2), "session": self.conversation.session,
             }  # fmt: skip
+            if reply.agreeing is not None:
+                row["agreeing_attempts"] = reply.agreeing
             if self.conversation.retriever is not None:
                 row["passages"] = _passages(self.conversation.turns[-1:])
             print(json_text(row), flush=True)
@@ -226,6 +228,8 @@ def _passages(turns: Sequence[Turn]) -> list[dict[str, object]]:
 def summary_of(reply: Reply) -> str:
     """`84 tokens  41.2 tok/s  prompt 120 (96 cached)`"""
     parts = [f"{reply.tokens} token{'' if reply.tokens == 1 else 's'}"]
+    if reply.agreeing is not None:
+        parts.append(f"{reply.agreeing} attempt{'' if reply.agreeing == 1 else 's'} with this answer")
     if reply.rate:
         parts.append(f"{format_count(reply.rate)} tok/s")
     if reply.prompt:

@@ -58,6 +58,7 @@ synthe chat runs/60m --adapter runs/letters             the model with an adapte
 synthe chat runs/60m --speculate draft=runs/tiny        a smaller model drafts the answers
 synthe chat runs/60m --session evening                  resume this conversation, or start it
 synthe chat runs/60m --tools python                     the model runs Python programs, and corrects them
+synthe chat runs/60m --tools python --attempts 4        the answer that most of four attempts have
 synthe chat runs/60m --documents handbook/              answers with passages of these files, and cites them
 synthe chat --url http://127.0.0.1:6900                 use the model of a running `synthe serve`
 synthe chat 60m --url http://127.0.0.1:6900             use this one of its models
@@ -119,6 +120,17 @@ def chat(
             "--transcripts", metavar="FILE", help="With --tools, add each answer with its calls to this file, for sft."
         ),
     ] = None,
+    attempts: Annotated[
+        int,
+        typer.Option(
+            "--attempts",
+            min=1,
+            max=32,
+            metavar="N",
+            help="Attempts at each answer, from one reading of the prompt. Shown is the answer that most of them have, "
+            "and of those the likeliest.",
+        ),
+    ] = 1,
     documents: Annotated[
         Path | None,
         typer.Option(
@@ -137,7 +149,7 @@ def chat(
     template, it continues your text instead.
     """
     local_only = any((device, sessions, adapter, speculate, memory, weights != "auto"))
-    _check(checkpoint, url, key_file, session, tools, local_only, documents)
+    _check(checkpoint, url, key_file, session, tools or attempts > 1, local_only, documents)
 
     from synthe_cli.chat_loop import ChatLoop
     from synthe_core.chat.conversation import ChatOptions, Conversation
@@ -184,10 +196,10 @@ def chat(
     with AsyncEngine([served], sessions=folder) as engine:
         name = served.name if adapter is None else f"{served.name}:{ADAPTER_NAME}"
         more: dict[str, Any] = {"system": system, "retriever": retriever_for(searcher, served)}
-        if called:
+        if called or attempts > 1:
             from synthe_core.chat.with_tools import ToolConversation
 
-            converse(ToolConversation(engine, name, called, transcripts=transcripts, **more))
+            converse(ToolConversation(engine, name, called, transcripts=transcripts, attempts=attempts, **more))
             return
         converse(LocalConversation(engine, name, session=session, **more))
 
@@ -217,11 +229,12 @@ def _check(
     url: str | None,
     key_file: Path | None,
     session: str | None,
-    tools: str | None,
+    runs_agent: str | bool | None,
     local_only: bool,
     documents: Path | None,
 ) -> None:
-    """InputError for options that do not go together. local_only: whether one is given that a server has no use for."""
+    """InputError for options that do not go together. runs_agent: whether an agent answers. local_only: whether one is
+    given that a server has no use for."""
     if url is None and checkpoint is None:
         raise InputError("no model given", "name a checkpoint, or a server with --url")
     if url is not None and local_only:
@@ -229,8 +242,10 @@ def _check(
             "--device, --weights, --memory, --speculate, --sessions and --adapter do not apply to a server",
             "leave them out with --url; name an adapter of the server as MODEL:ADAPTER",
         )
-    if tools and (url is not None or session is not None):
-        raise InputError("--tools does not go with --url and --session", "`synthe serve --tools` runs them on a server")
+    if runs_agent and (url is not None or session is not None):
+        raise InputError(
+            "--tools and --attempts do not go with --url and --session", "`synthe serve --tools` runs tools on a server"
+        )
     if documents is not None and url is not None:
         raise InputError(
             "--documents does not go with --url", "`synthe serve --tools search=INDEX` has them on a server"

@@ -90,13 +90,19 @@ class Agent:
         self._schema = call_schema(self.form, functions, parallel=True) if functions else None
 
     def run(self, messages: Sequence[Mapping[str, Any]], *, attempts: int = 1, seed: int = 0) -> list[AgentRun]:
-        """Several attempts at a time, attempt i with seed + i. They share the state after the prompt, which is
-        computed once."""
+        """Several attempts at a time, attempt i with seed + i, with the log-probabilities by which `choose` compares
+        them. They share the state after the prompt, which is computed once. A KeyboardInterrupt ends all."""
+        cancelled = [threading.Event() for _ in range(attempts)]
         with ThreadPoolExecutor(attempts) as threads:
-            return list(threads.map(lambda i: self._last(messages, seed + i), range(attempts)))
+            try:
+                return list(threads.map(lambda i: self._last(messages, seed + i, cancelled[i]), range(attempts)))
+            except BaseException:
+                for each in cancelled:
+                    each.set()
+                raise
 
-    def _last(self, messages: Sequence[Mapping[str, Any]], seed: int) -> AgentRun:
-        attempt = self.attempt(messages, seed=seed)
+    def _last(self, messages: Sequence[Mapping[str, Any]], seed: int, cancelled: threading.Event) -> AgentRun:
+        attempt = self.attempt(messages, seed=seed, cancelled=cancelled, return_logprob=True)
         while True:
             try:
                 next(attempt)
@@ -105,14 +111,22 @@ class Agent:
                 return run
 
     def attempt(
-        self, messages: Sequence[Mapping[str, Any]], *, seed: int = 0, cancelled: threading.Event | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        seed: int = 0,
+        cancelled: threading.Event | None = None,
+        return_logprob: bool = False,
     ) -> Attempt:
-        """Yields what happens, and returns the run. Closed before its end, it cancels what is under way."""
+        """Yields what happens, and returns the run. Closed before its end, it cancels what is under way.
+
+        return_logprob: whether the run has the log-probabilities of its tokens.
+        """
         cancelled = cancelled or threading.Event()
         run = AgentRun([dict(each) for each in messages], described(self.tools), self.limits)
         try:
             while run.check_limits(cancelled=cancelled.is_set()):
-                calls = yield from self._answer(run, seed)
+                calls = yield from self._answer(run, self._request(run, seed, return_logprob), cancelled)
                 for call in calls:
                     yield CallMade(call)
                     text = run_tool(self.tools, call.name, call.arguments, cancelled)
@@ -122,18 +136,23 @@ class Agent:
             cancelled.set()
         return run
 
-    def _answer(self, run: AgentRun, seed: int) -> Generator[AgentEvent, None, list[AgentCall]]:
+    def _answer(
+        self, run: AgentRun, request: Request, cancelled: threading.Event
+    ) -> Generator[AgentEvent, None, list[AgentCall]]:
         """One answer of the model, added to the run; returns its calls."""
-        handle = self.engine.submit(self._request(run, seed))
+        handle = self.engine.submit(request)
         answer, parser = _Answer(), self._parser()
         end: Finished | None = None
         try:
             for output in handle:
+                if cancelled.is_set() and not isinstance(output, Finished):
+                    return []
                 pieces: list[Piece] = []
                 if isinstance(output, PrefillFinished):
                     run.num_prompt_tokens += output.num_prompt_tokens
                     run.num_cached_tokens += output.num_cached_tokens
                 elif isinstance(output, TokenOutput):
+                    run.sum_logprob += 0.0 if output.logprob is None else output.logprob.logprob
                     pieces = self._pieces(parser, output)
                 elif isinstance(output, Finished):
                     end = output
@@ -161,7 +180,7 @@ class Agent:
         is_mark = mark and not tokenizer.bytes_of([token]) and tokenizer.spelling(token) == mark
         return (parser.open() if is_mark else []) + parser.push(output.text)
 
-    def _request(self, run: AgentRun, seed: int) -> Request:
+    def _request(self, run: AgentRun, seed: int, return_logprob: bool) -> Request:
         tokenizer = self.served.tokenizer
         messages, tools = for_template(tokenizer, run.messages, run.tools)
         is_plain = tokenizer.chat_template is None
@@ -181,7 +200,7 @@ class Agent:
             sampling=self.sampling,
             seed=seed,
             stop=PLAIN_STOP if is_plain else (),
-            return_logprob=False,
+            return_logprob=return_logprob,
             tool_use=use,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,8 +35,8 @@ class AgentCall:
 
 @dataclass
 class AgentRun:
-    """messages: the conversation so far, OpenAI's. num_given: of its beginning that the caller gave. ending: None while
-    it runs."""
+    """messages: the conversation so far, OpenAI's. num_given: of its beginning that the caller gave. sum_logprob: of
+    the tokens that the model generated, in nats, where they were returned. ending: None while it runs."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
@@ -44,6 +45,7 @@ class AgentRun:
     num_tokens: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    sum_logprob: float = 0.0
     ending: Ending | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +55,11 @@ class AgentRun:
     @property
     def remaining_tokens(self) -> int:
         return self.limits.tokens - self.num_tokens
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the tokens that the model generated, in nats; -infinity without any."""
+        return self.sum_logprob / self.num_tokens if self.num_tokens else -math.inf
 
     @property
     def text(self) -> str:

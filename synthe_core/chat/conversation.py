@@ -39,7 +39,7 @@ class Reply:
 
     reason: why it ended. prompt, cached: tokens of the prompt, and those that were not computed. seconds: since its
     first token. is_saved: whether the saved conversation ends with this answer, or, if nothing was generated, is
-    unchanged.
+    unchanged. agreeing: how many of several attempts have this answer.
     """
 
     text: str
@@ -49,6 +49,7 @@ class Reply:
     cached: int
     seconds: float
     is_saved: bool
+    agreeing: int | None = None
 
     @property
     def rate(self) -> float:

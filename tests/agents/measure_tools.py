@@ -2,7 +2,9 @@
 
 python -m tests.agents.measure_tools valid MODEL [--requests 200]
 python -m tests.agents.measure_tools functions MODEL --data glaive_toolcall_en_demo.json [--adapter RUN]
-python -m tests.agents.measure_tools arithmetic MODEL [--write FILE]
+python -m tests.agents.measure_tools arithmetic MODEL [--adapter RUN] [--attempts N]
+python -m tests.agents.measure_tools attempts MODEL
+python -m tests.agents.measure_tools write FILE
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ import httpx
 import jsonschema_rs
 
 from synthe_core.agents.agent import Agent
+from synthe_core.agents.choice import choose
 from synthe_core.agents.python_tool import PythonTool
 from synthe_core.agents.run import AgentLimits
 from synthe_core.agents.sandbox.sandbox import Sandbox
-from synthe_core.data.conversations.rows import parse
+from synthe_core.data.conversations.rows import Conversation, parse
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.sampling_params import SamplingParams
@@ -113,6 +116,7 @@ def measure_functions(model: LoadedModel, name: str, path: Path, count: int) -> 
     cases = []
     for number, row in enumerate(rows[len(rows) // 2 :]):
         read = parse(row, f"row {number}")
+        assert isinstance(read, Conversation)
         place = next((i for i, each in enumerate(read.messages) if each.get("tool_calls")), None)
         if place is not None:
             expected = read.messages[place]["tool_calls"][0]["function"]
@@ -189,15 +193,30 @@ def write_transcripts(path: Path, count: int) -> None:
             file.write(json.dumps({"messages": messages, "tools": [{"type": "function", "function": function}]}) + "\n")
 
 
-def measure_arithmetic(model: LoadedModel, name: str, count: int) -> Iterator[str]:
-    """Held-out problems, greedily: how many the agent answers, and with how many calls."""
+def measure_attempts(model: LoadedModel, name: str) -> Iterator[str]:
+    """The tokens that the model reads and writes for one attempt and for four, whose first answer is a call."""
+    for attempts in (1, 4):
+        with AsyncEngine([model], max_num_seqs=AT_ONCE) as engine:
+            limits = AgentLimits(steps=1)
+            agent = Agent(engine, name, [PythonTool(Sandbox.open())], limits=limits, max_tokens=64, required=True)
+            runs = agent.run([{"role": "user", "content": problems(1, seed=2)[0][0]}], attempts=attempts)
+            figures = engine.engine.metrics
+            yield (
+                f"{attempts} attempts: prompt of {runs[0].num_prompt_tokens}, read {figures.prompt_tokens}, "
+                f"written {figures.output_tokens}, different {len({str(each.transcript()) for each in runs})}"
+            )
+
+
+def measure_arithmetic(model: LoadedModel, name: str, count: int, attempts: int) -> Iterator[str]:
+    """Held-out problems: how many the agent answers, and with how many calls; several attempts at temperature 0.8."""
     tool = PythonTool(Sandbox.open())
     with AsyncEngine([model], max_num_seqs=AT_ONCE) as engine:
         limits = AgentLimits(steps=4, tokens=400, seconds=600)
-        agent = Agent(engine, name, [tool], limits=limits, sampling=SamplingParams(temperature=0), max_tokens=96)
+        sampling = SamplingParams(temperature=0.0 if attempts == 1 else 0.8)
+        agent = Agent(engine, name, [tool], limits=limits, sampling=sampling, max_tokens=96)
 
         def one(problem: tuple[str, int]) -> tuple[bool, bool]:
-            (run,) = agent.run([{"role": "user", "content": problem[0]}])
+            run = choose(agent.run([{"role": "user", "content": problem[0]}], attempts=attempts)).run
             answered = run.text.replace(",", "")
             return str(problem[1]) in answered, any(each["role"] == "tool" for each in run.messages)
 
@@ -208,11 +227,12 @@ def measure_arithmetic(model: LoadedModel, name: str, count: int) -> Iterator[st
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("valid", "functions", "arithmetic", "write"))
+    parser.add_argument("what", choices=("valid", "functions", "arithmetic", "attempts", "write"))
     parser.add_argument("model", type=Path)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--attempts", type=int, default=1)
     given = parser.parse_args()
     if given.what == "write":
         write_transcripts(given.model, given.requests)
@@ -225,7 +245,8 @@ def main() -> None:
     lines = {
         "valid": lambda: measure_valid(model, given.requests),
         "functions": lambda: measure_functions(model, name, given.data, given.requests),
-        "arithmetic": lambda: measure_arithmetic(model, name, given.requests),
+        "arithmetic": lambda: measure_arithmetic(model, name, given.requests, given.attempts),
+        "attempts": lambda: measure_attempts(model, name),
     }[given.what]()
     for line in lines:
         sys.stdout.write(line + "\n")

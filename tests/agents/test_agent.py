@@ -68,11 +68,37 @@ def test_calls_are_made_and_their_results_read(engine: AsyncEngine) -> None:
 
 def test_attempts_share_the_prompt(engine: AsyncEngine) -> None:
     agent = Agent(engine, "m", [Pick()], limits=AgentLimits(steps=1), max_tokens=120, required=True)
-    first, *others = agent.run(USER, attempts=4, seed=1)
+    user = [{"role": "user", "content": "share this"}]
+    before = engine.engine.metrics.prompt_tokens
+    first, *others = agent.run(user, attempts=4, seed=1)
     assert {run.num_prompt_tokens for run in others} == {first.num_prompt_tokens}
-    computed = sum(run.num_prompt_tokens - run.num_cached_tokens for run in (first, *others))
-    assert computed < 2 * first.num_prompt_tokens  # of 4
+    assert engine.engine.metrics.prompt_tokens - before <= first.num_prompt_tokens  # computed once
     assert len({json.dumps(run.transcript()) for run in (first, *others)}) > 1
+    assert all(run.mean_logprob < 0 for run in (first, *others))
+
+
+def test_an_interrupt_ends_all_attempts(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(engine, "m", [], max_tokens=2000)
+    last = agent._last
+
+    def interrupted(messages: Any, seed: int, cancelled: threading.Event) -> Any:
+        if seed == 0:
+            raise KeyboardInterrupt
+        return last(messages, seed, cancelled)
+
+    monkeypatch.setattr(agent, "_last", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        agent.run(USER, attempts=3)
+    assert engine.call(lambda: engine.engine.has_unfinished).result() is False
+
+
+def test_a_cancelled_attempt_says_so(engine: AsyncEngine) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    attempt = Agent(engine, "m", [], max_tokens=2000).attempt(USER, cancelled=cancelled)
+    with pytest.raises(StopIteration) as end:
+        next(attempt)
+    assert end.value.value.ending == "cancelled"
 
 
 def test_an_attempt_that_is_closed_cancels_its_request(engine: AsyncEngine) -> None:
