@@ -12,7 +12,7 @@ import torch
 
 from synthe_core.data.prepare import Packed
 from synthe_core.data.shards import Split
-from synthe_core.data.stream import Batch, Stream
+from synthe_core.data.stream import ALL_ROWS, Batch, Stream
 from synthe_core.errors import InputError
 from synthe_core.ops.cross_entropy import IGNORED
 
@@ -83,9 +83,9 @@ class LabelledStream(Stream):
         self._labelled = labelled
         super().__init__(packed, rows, labelled.sequence, seed)
 
-    def next(self, count: int) -> Batch:
-        """The next `count` passages."""
-        drawn = [self._order.draw() for _ in range(count)]
+    def next(self, count: int, rows: slice | None = None) -> Batch:
+        """The next `count` passages, or only these `rows` of them."""
+        drawn = [self._order.draw() for _ in range(count)][rows or ALL_ROWS]
         places = [(self._splits[source], self._labelled.train[source], number) for source, number in drawn]
         return batch(places, self.sequence)
 

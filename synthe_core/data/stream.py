@@ -15,6 +15,8 @@ from synthe_core.data.prepare import Packed
 from synthe_core.data.shards import Split
 from synthe_core.errors import InputError
 
+ALL_ROWS = slice(None)
+
 
 class Batch(NamedTuple):
     """int64 [B, T] each; `targets` are the tokens that follow `inputs`, -100 where there is no target.
@@ -113,14 +115,14 @@ class Stream:
         """Sequences of all sources."""
         return sum(self._sequences(number) for number in range(len(self._splits)))
 
-    def next(self, count: int) -> Batch:
-        """The next `count` sequences."""
-        places = [self._carried() if self._carry else self._shuffled() for _ in range(count)]
-        rows = np.empty((count, self.sequence + 1), dtype=np.int64)
+    def next(self, count: int, rows: slice | None = None) -> Batch:
+        """The next `count` sequences, or only these `rows` of them: of the others no text is read."""
+        places = [self._carried() if self._carry else self._shuffled() for _ in range(count)][rows or ALL_ROWS]
+        ids = np.empty((len(places), self.sequence + 1), dtype=np.int64)
         for number, split in enumerate(self._splits):
             mine = [row for row, (source, _) in enumerate(places) if source == number]
-            rows[mine] = split.gather(np.array([places[row][1] for row in mine], dtype=np.int64), self.sequence + 1)
-        tokens = torch.from_numpy(rows)
+            ids[mine] = split.gather(np.array([places[row][1] for row in mine], dtype=np.int64), self.sequence + 1)
+        tokens = torch.from_numpy(ids)
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
     def cursor(self) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class WeightedMeans:
             self._sums[name] = self._sums.get(name, 0.0) + value * weight
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
+    def sums(self) -> dict[str, tuple[Tensor, float]]:
+        """The weighted sum and the sum of the weights, by name."""
+        return {name: (total, self._weights[name]) for name, total in self._sums.items()}
+
     def values(self) -> dict[str, Tensor]:
         return {name: total / max(self._weights[name], 1e-9) for name, total in self._sums.items()}
 
@@ -51,7 +55,16 @@ class FlopCounter:
         self._dense += flops * tokens
         self._skipped.append(skipped)
 
+    def sums(self) -> dict[str, float]:
+        """The tokens, and the operations as if nothing had been skipped and of those the skipped ones."""
+        skipped = math.fsum(map(float, self._skipped))
+        return {"tokens": float(self._tokens), "dense": self._dense, "skipped": skipped}
+
     def values(self) -> dict[str, float]:
-        tokens = max(self._tokens, 1)
-        executed = self._dense - math.fsum(map(float, self._skipped))
-        return {"flops": executed / tokens, "flops_dense": self._dense / tokens}
+        return flop_values(**self.sums())
+
+
+def flop_values(tokens: float, dense: float, skipped: float) -> dict[str, float]:
+    """Floating-point operations per token, as executed and as if nothing had been skipped."""
+    tokens = max(tokens, 1.0)
+    return {"flops": (dense - skipped) / tokens, "flops_dense": dense / tokens}

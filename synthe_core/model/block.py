@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -88,9 +88,23 @@ def _steps(residuals: Sequence[ResidualSpec]) -> list[Step]:
     return steps
 
 
+class RoutedTokens(Protocol):
+    """The tokens that run a block."""
+
+    def run(self, block: Any, x: Tensor, remembered: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
+        """The block over these tokens; the others are unchanged."""
+        ...
+
+
 class Block(nn.Module):
     """x = x + learner(norm(x)) for each learner in turn that takes part, or as its `residual` says (`ResidualSpec`).
-    Its state is the list of their states."""
+    Its state is the list of their states.
+
+    sharded: its parameters are gathered by hooks for one call, which is then `routed`, whatever number of calls of
+    `forward` a router makes of it.
+    """
+
+    sharded = False
 
     emits = schema(
         {
@@ -139,6 +153,10 @@ class Block(nn.Module):
             after.append(state)
         ctx.path = path
         return x, after
+
+    def routed(self, choice: RoutedTokens, x: Tensor, states: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
+        """The block over some of the tokens, in as many calls as `choice` makes."""
+        return choice.run(self.forward if self.sharded else self, x, states, ctx)
 
     @torch.no_grad()
     def _emit(self, x: Tensor, y: Tensor, before: dict[str, Tensor], ctx: Pass) -> None:

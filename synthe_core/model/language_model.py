@@ -171,7 +171,7 @@ class Backbone(nn.Module):
             if self.router is not None and index == self.routed[0]:
                 chosen, ctx.exploration = self.router(x, ctx, self._block_flops)
                 choices = dict(zip(self.routed, chosen, strict=True))
-            step = partial(choices[index].run, block) if index in choices else block
+            step = partial(block.routed, choices[index]) if index in choices else block
             sample = ctx.exploration if index in choices else None
             if sample is not None:
                 sample.record(x)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.budget import Budget
@@ -93,6 +93,21 @@ class TrainSpec(Spec):
         return self
 
 
+class MeshSpec(Spec):
+    """How several processes share a model."""
+
+    replicate: PositiveInt | Literal["auto"] = Field(
+        "auto", description="groups that each hold a whole model; auto: as many as the processes make"
+    )
+    shard: PositiveInt | Literal["auto"] = Field(
+        1, description="processes of a group, which share its parameters; auto: all that replicate leaves"
+    )
+    param_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what sharded parameters are gathered in; gradients are summed in float32"
+    )
+    offload: bool = Field(False, description="sharded parameters and optimizer state in the memory of the CPU")
+
+
 class RuntimeSpec(Spec):
     """How the work is run; the results' meaning does not depend on it."""
 
@@ -103,6 +118,7 @@ class RuntimeSpec(Spec):
     threads: int | None = Field(None, ge=1, description="CPU threads; all cores by default")
     kernels: dict[str, str] = Field({}, description="operator: kernel, to overrule the choice")
     log: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="besides metrics.jsonl")
+    mesh: MeshSpec = Field(MeshSpec(), description="several processes: copies of the model, or shards of it")
 
 
 class Recipe(Spec):
@@ -288,6 +304,10 @@ class Recipe(Spec):
     def to_yaml(self) -> str:
         """The resolved recipe: every key with the value in force."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def with_batch(self, batch: int) -> Recipe:
+        """The recipe with another `train.batch`."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"batch": batch})})
 
     def digest(self) -> str:
         """A digest of the recipe, the same on every machine."""

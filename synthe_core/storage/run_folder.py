@@ -19,6 +19,7 @@ from synthe_core.storage.checkpoint import CHECKPOINTS, best_checkpoint, checkpo
 from synthe_core.storage.claim import LOCK, Busy, claim, is_empty, remove, sweep
 
 RUNS = Path("runs")
+RANKS = "ranks"
 
 
 class RunFolder:
@@ -105,6 +106,31 @@ class RunFolder:
                 remove(each)
         if self._made and not any(folder.iterdir()):
             folder.rmdir()
+
+
+class RankFolder(RunFolder):
+    """The run folder of a process that is not rank 0, which writes its own metrics only, in ranks/."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self.path, self.checkpoints = path, path / CHECKPOINTS
+        self._file = path / RANKS / f"metrics-{rank:05}.jsonl"
+        try:
+            os.makedirs(self._file.parent, exist_ok=True)
+            self._metrics = self._file.open("a+b")
+        except OSError as error:
+            raise failure(self._file, error) from error
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Rank 0's work."""
+
+    def write_config(self, config: dict[str, Any], tokenizer: Tokenizer | None) -> None:
+        """Rank 0's work."""
+
+    def prune(self, keep: int) -> None:
+        """Rank 0's work."""
+
+    def discard_unused(self) -> None:
+        """Rank 0's work."""
 
 
 def _step(line: bytes) -> int | None:

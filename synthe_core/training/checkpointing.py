@@ -13,8 +13,9 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.hardware.probe import Hardware
+from synthe_core.model.sharded_tensors import local, whole
 from synthe_core.recipe.schema import Recipe
-from synthe_core.state import from_tensors, to_tensors
+from synthe_core.state import from_tensors, map_leaves, to_tensors
 from synthe_core.storage.checkpoint import Checkpoint, load_weights, save, weights
 from synthe_core.storage.manifest import Manifest, describe_hardware, kernels_used, package_versions
 from synthe_core.training.data import TrainingData
@@ -32,13 +33,21 @@ def evaluation_weights(state: TrainState) -> Iterator[None]:
 
 
 def weights_are_finite(state: TrainState) -> bool:
-    return all(bool(torch.isfinite(parameter).all()) for parameter in state.model.parameters())
+    """Of all processes; all call it."""
+    finite = all(bool(torch.isfinite(local(parameter)).all()) for parameter in state.model.parameters())
+    return all(each for (each,) in state.engine.ranks.numbers(finite))
 
 
 def save_checkpoint(path: Path, state: TrainState, recipe: Recipe, data: TrainingData, hardware: Hardware) -> None:
-    """Writes the state: as a model that other verbs read, and beside it what only resuming needs."""
+    """Writes the state: as a model that other verbs read, and beside it what only resuming needs.
+
+    All processes call it, and rank 0 writes.
+    """
     with evaluation_weights(state):
-        tensors = weights(state.model)
+        tensors = _whole(weights(state.model))
+    training = _training_tensors(state)
+    if not state.engine.ranks.leads:
+        return
     save(
         path,
         recipe=recipe,
@@ -48,7 +57,7 @@ def save_checkpoint(path: Path, state: TrainState, recipe: Recipe, data: Trainin
         tokenizer=data.tokenizer,
         classes=data.classes,
         base=state.base,
-        training=_training_tensors(state),
+        training=training,
         state=_facts(state, data),
     )
 
@@ -70,14 +79,30 @@ def _manifest(state: TrainState, hardware: Hardware) -> Manifest:
 
 
 def _training_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
-    tensors = {"optimizer": state.optimizer.tensors(), "random": _random_state(state.settings.device)}
+    ranks = state.engine.ranks
+    tensors = {"optimizer": _whole(state.optimizer.tensors()), "random": _random_states(state)}
     if state.average is not None:
-        tensors["weights"] = weights(state.model)
+        tensors["weights"] = _whole(weights(state.model))
     if own := dict(state.objective.tensors()):
-        tensors["objective"] = own
+        tensors["objective"] = _whole(own)
     if state.recurrent_state is not None:
-        tensors["carried"] = to_tensors(state.recurrent_state)
+        tensors["carried"] = to_tensors(map_leaves(ranks.join_rows, state.recurrent_state))
     return tensors
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sharded tensors in full."""
+    return {name: whole(tensor) for name, tensor in tensors.items()}
+
+
+def _random_states(state: TrainState) -> dict[str, Tensor]:
+    """The state of torch's random numbers; of processes but the first with their rank in the name."""
+    everyone = state.engine.ranks.gather(_random_state(state.settings.device))
+    return {
+        name if not rank else f"{name}.{rank}": tensor
+        for rank, own in enumerate(everyone)
+        for name, tensor in own.items()
+    }
 
 
 def _facts(state: TrainState, data: TrainingData) -> dict[str, Any]:
@@ -116,7 +141,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, data: TrainingData) -> No
     state.model.leave_out(checkpoint.manifest.without)
     state.metrics = checkpoint.manifest.metrics
     state.parents, state.context = checkpoint.manifest.parents, checkpoint.manifest.context
-    _set_random_state(checkpoint.training_tensors("random"), state.settings.device)
+    _set_random_state(checkpoint.training_tensors("random"), state.settings.device, state.engine.ranks.rank)
 
 
 def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
@@ -128,8 +153,9 @@ def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
     state.optimizer.load(checkpoint.training_tensors("optimizer"))
     carried = checkpoint.training_tensors("carried")
     if carried:
-        template = state.model.init_state(state.config.batch)
-        state.recurrent_state = from_tensors(template, {name: carried[name].clone() for name in carried})
+        mine = state.engine.ranks.rows(state.config.batch)
+        template = state.model.init_state(mine.stop - mine.start)
+        state.recurrent_state = from_tensors(template, {name: carried[name][mine].clone() for name in carried})
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
@@ -139,7 +165,10 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
-def _set_random_state(tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(tensors["cpu"].clone())
-    if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"].clone(), device)
+def _set_random_state(tensors: Mapping[str, Tensor], device: torch.device, rank: int) -> None:
+    """That of this rank, if the run had so many processes when it was saved; else the numbers go on as they are."""
+    suffix = f".{rank}" if rank else ""
+    if f"cpu{suffix}" in tensors:
+        torch.set_rng_state(tensors[f"cpu{suffix}"].clone())
+    if device.type == "cuda" and f"cuda{suffix}" in tensors:
+        torch.cuda.set_rng_state(tensors[f"cuda{suffix}"].clone(), device)

@@ -19,7 +19,9 @@ from synthe_core.recipe.schema import Recipe
 class TrainingStream(Protocol):
     """An endless stream of batches, in an order that a cursor restores exactly."""
 
-    def next(self, count: int) -> Batch: ...
+    def next(self, count: int, rows: slice | None = None) -> Batch:
+        """The next `count` sequences, or only these `rows` of them; the stream moves on by `count` either way."""
+        ...
 
     def cursor(self) -> dict[str, Any]: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 from synthe_core.data.stream import Batch
 from synthe_core.evaluation.accumulators import WeightedMeans, add_means
 from synthe_core.model.classifier import Model
-from synthe_core.model.language_model import Mean, ModelState
+from synthe_core.model.language_model import Loss, Mean, ModelState
 from synthe_core.state import detach, join, map_leaves
+from synthe_core.training.distributed.engine import Engine
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext
 from synthe_core.training.settings import Settings
 
@@ -21,10 +22,12 @@ PASS_COST = 128
 
 
 class BatchLoss(NamedTuple):
-    """What the forward passes over a batch report; tensors are on the device and have no gradient.
+    """What the forward passes over a process's rows of a batch report; tensors are on the device and have no gradient.
 
-    total:          the sum of the loss over `num_targets` targets, in nats.
+    total:          the sum of the loss over its targets, in nats.
+    num_targets:    targets of the whole batch, of all processes.
     num_tokens:     tokens read, padding not counted.
+    batch_tokens:   the same, of all processes.
     auxiliary:      auxiliary losses by name, weighted.
     state:          the recurrent state after the batch; None unless it is carried.
     measures:       what learners measured, means over tokens.
@@ -36,6 +39,7 @@ class BatchLoss(NamedTuple):
     total: Tensor
     num_targets: int
     num_tokens: int
+    batch_tokens: int
     auxiliary: dict[str, Tensor]
     state: ModelState | None
     measures: dict[str, Tensor]
@@ -53,35 +57,42 @@ def accumulate_gradients(
     sequence: int,
     carry: bool = False,
     state: ModelState | None = None,
+    engine: Engine | None = None,
 ) -> BatchLoss:
     """Adds to every `.grad` the gradient of the mean loss of the batch, [B, T] tokens.
+
+    `engine`: how the passes run; several processes have their rows of the batch each, and `.grad` gets the gradient of
+    the mean over the rows of all. By default this is one process alone.
 
     The batch runs `settings.micro_batch` rows at a time; each pass is weighted by its share of the targets, so that
     the gradient is that of the whole. `sequence` t < T cuts the rows: into B T/t sequences, or, with `carry`, into T/t
     pieces one after another, where the state goes from piece to piece and the gradient does not.
     """
-    passes = _Passes(objective, model, settings, objective.count(batch))
+    engine = engine or Engine(model)
+    parts = list(micro_batches(batch, settings.micro_batch, sequence, engine.same_passes)) if not carry else []
+    count, tokens = engine.totals(objective.count(batch), batch.tokens)
+    passes = _Passes(objective, engine, settings, count)
     states: list[ModelState] = []
-    if not carry:
-        for part in micro_batches(batch, settings.micro_batch, sequence):
-            passes.add(part, None)
-    else:
-        for first in range(0, batch.inputs.shape[0], settings.micro_batch):
-            rows = slice(first, first + settings.micro_batch)
-            current = None if state is None else map_leaves(lambda leaf, rows=rows: leaf[rows], state)
-            for piece in pieces(batch.select(rows), sequence):
-                current = passes.add(piece, current)
-            if current is not None:
-                states.append(current)
+    for number, part in enumerate(parts, start=1):
+        passes.add(part, None, last=number == len(parts))
+    starts = range(0, batch.inputs.shape[0], settings.micro_batch) if carry else ()
+    for first in starts:
+        rows = slice(first, first + settings.micro_batch)
+        current = None if state is None else map_leaves(lambda leaf, rows=rows: leaf[rows], state)
+        cut = list(pieces(batch.select(rows), sequence))
+        for number, piece in enumerate(cut, start=1):
+            current = passes.add(piece, current, last=first == starts[-1] and number == len(cut))
+        if current is not None:
+            states.append(current)
     after = None if not states else states[0] if len(states) == 1 else join(states)
-    return passes.loss(batch.tokens, after)
+    return passes.loss(batch.tokens, tokens, after)
 
 
 class _Passes:
     """The passes over a batch with `count` targets, and the sums of what they report."""
 
-    def __init__(self, objective: Objective, model: Model, settings: Settings, count: int) -> None:
-        self._objective, self._model, self._settings, self._count = objective, model, settings, count
+    def __init__(self, objective: Objective, engine: Engine, settings: Settings, count: int) -> None:
+        self._objective, self._engine, self._settings, self._count = objective, engine, settings, count
         self._total = torch.zeros((), device=settings.device)
         self._auxiliary: dict[str, Tensor] = {}
         self._measures = WeightedMeans()
@@ -89,17 +100,22 @@ class _Passes:
         self._updates: list[tuple[Tensor, Tensor]] = []
         self._means: dict[str, Mean] = {}
 
-    def add(self, part: Batch, state: ModelState | None) -> ModelState | None:
-        """One pass, forward and backward, from a state; returns the state after it, if the objective carries it."""
+    def add(self, part: Batch, state: ModelState | None, *, last: bool) -> ModelState | None:
+        """One pass, forward and backward, from a state; returns the state after it, if the objective carries it.
+        `last`: of the batch."""
         count = max(self._count, 1)
-        with self._settings.context.activate():
-            loss = self._objective(self._model, part.to(self._settings.device), ObjectiveContext(state))
-            minimized = loss.total / count
-            for name, value in loss.auxiliary.items():
-                share = value * loss.scored / count
-                minimized = minimized + share
-                self._auxiliary[name] = self._auxiliary.get(name, 0.0) + share.detach()
-        minimized.backward()
+
+        def forward(model: Model) -> tuple[Tensor, Loss]:
+            with self._settings.context.activate():
+                loss = self._objective(model, part.to(self._settings.device), ObjectiveContext(state))
+                minimized = loss.total / count
+                for name, value in loss.auxiliary.items():
+                    share = value * loss.scored / count
+                    minimized = minimized + share
+                    self._auxiliary[name] = self._auxiliary.get(name, 0.0) + share.detach()
+            return minimized, loss
+
+        loss = self._engine.backward(forward, last=last, layers_alone=self._objective.runs_layers_alone)
         self._total = self._total + loss.total.detach()
         self._measures.add(loss.measures, part.tokens)
         self._skipped = self._skipped + loss.skipped
@@ -107,11 +123,12 @@ class _Passes:
         add_means(self._means, loss.means)
         return None if loss.state is None else detach(loss.state)
 
-    def loss(self, tokens: int, state: ModelState | None) -> BatchLoss:
+    def loss(self, tokens: int, batch_tokens: int, state: ModelState | None) -> BatchLoss:
         return BatchLoss(
             self._total,
             self._count,
             tokens,
+            batch_tokens,
             self._auxiliary,
             state,
             self._measures.values(),
@@ -121,8 +138,12 @@ class _Passes:
         )
 
 
-def micro_batches(batch: Batch, rows: int, sequence: int) -> Iterator[Batch]:
+def micro_batches(
+    batch: Batch, rows: int, sequence: int, passes: Callable[[int], int] | None = None
+) -> Iterator[Batch]:
     """The batch in passes of at most `rows` rows of `sequence` tokens.
+
+    passes: gets how many passes there would be, and returns how many there are to be, as many or more.
 
     Rows without padding are cut into sequences. Padded rows, those of an encoder or of conversations, are never cut:
     they are sorted by length, and cut into passes so that passes and padding together cost least.
@@ -135,7 +156,8 @@ def micro_batches(batch: Batch, rows: int, sequence: int) -> Iterator[Batch]:
     longest = batch.lengths.view(-1, batch.group).amax(1).clamp_min(1)
     order = longest.argsort(descending=True, stable=True)
     tokens = (longest[order] * batch.group).tolist()
-    for first, end in cheapest_passes(tokens, rows * sequence):
+    runs = cheapest_passes(tokens, rows * sequence)
+    for first, end in runs if passes is None else _divided(runs, passes(len(runs))):
         groups = order[first:end]
         yield batch.select((groups[:, None] * batch.group + torch.arange(batch.group)).flatten())
 
@@ -161,6 +183,17 @@ def cheapest_passes(tokens: Sequence[int], limit: int) -> list[tuple[int, int]]:
         runs.append((begins[end], end))
         end = begins[end]
     return runs[::-1]
+
+
+def _divided(runs: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """Runs of items, `count` in all: the longest are halved until there are as many."""
+    runs = list(runs)
+    while len(runs) < count:
+        index = max(range(len(runs)), key=lambda each: runs[each][1] - runs[each][0])
+        first, end = runs[index]
+        middle = (first + end) // 2
+        runs[index : index + 1] = [(first, middle), (middle, end)]
+    return runs
 
 
 def pieces(batch: Batch, sequence: int) -> Iterator[Batch]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthe_core.model.sharded_tensors import gathered, local, shard_of
+
 STACK_BYTES = 256 << 20
 """Of the bfloat16 matrices that are orthogonalised at a time: each of the iteration's three products has as many."""
 
@@ -19,7 +21,8 @@ class BatchedMuon(torch.optim.Muon):
         M' = M + (1 - μ) (G - M),  U = orthogonalise(G + μ (M' - G)),  W' = (1 - η λ) W - η 0.2 sqrt(max(rows, cols)) U
 
     η learning rate, λ weight decay, μ momentum; the factor of U is that of `adjust_lr_fn`. Products of a stack round as
-    those of its matrices do, up to the order of sums. Sources: Jordan et al. 2024 (Muon), Liu et al. 2025 (the scale).
+    those of its matrices do, up to the order of sums. Of sharded parameters the momentum is sharded, and the updates of
+    a stack are gathered in turn. Sources: Jordan et al. 2024 (Muon), Liu et al. 2025 (the scale).
     """
 
     @torch.no_grad()
@@ -38,14 +41,16 @@ class BatchedMuon(torch.optim.Muon):
         self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]
     ) -> None:
         momentum, rate = group["momentum"], float(group["lr"])
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = list(torch._foreach_lerp(gradients, buffers, momentum)) if group["nesterov"] else buffers
-        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
-        for stack in stacks(updates):
-            made = orthogonalise([updates[i] for i in stack], group["ns_coefficients"], group["ns_steps"], group["eps"])
-            scale = rate * _rate_factor(group["adjust_lr_fn"], updates[stack[0]].shape)
-            same = [parameters[i] for i in stack]
-            torch._foreach_add_(same, made, alpha=-scale)
+        own, grads, means = (list(map(local, each)) for each in (parameters, gradients, buffers))
+        torch._foreach_lerp_(means, grads, 1 - momentum)
+        updates = list(torch._foreach_lerp(grads, means, momentum)) if group["nesterov"] else means
+        torch._foreach_mul_(own, 1 - rate * group["weight_decay"])
+        for stack in stacks(parameters):
+            whole = [gathered(updates[i], parameters[i]) for i in stack]
+            made = orthogonalise(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+            scale = rate * _rate_factor(group["adjust_lr_fn"], parameters[stack[0]].shape)
+            shards = [shard_of(each, parameters[i]) for each, i in zip(made, stack, strict=True)]
+            torch._foreach_add_([own[i] for i in stack], shards, alpha=-scale)
 
 
 def stacks(matrices: list[Tensor]) -> Iterator[list[int]]:

@@ -12,6 +12,7 @@ from synthe_core.data.stream import Batch
 from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import ModelState
 from synthe_core.state import map_leaves
+from synthe_core.training.distributed.engine import ONLY_NORM
 from synthe_core.training.gradients import micro_batches
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext
 from synthe_core.training.settings import Settings
@@ -38,7 +39,7 @@ def first_non_finite(
         culprit = _first_of_pass(objective, model, part.to(settings.device), current, settings)
         if culprit is not None:
             return culprit
-    return "the norm of the gradient, though no single gradient,"
+    return ONLY_NORM
 
 
 def _first_of_pass(

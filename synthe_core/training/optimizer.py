@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from synthe_core.adapters.lora_linear import trainable_parameters
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model
+from synthe_core.model.sharded_tensors import as_sharded, shard_of
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.training.muon import BatchedMuon
 
@@ -27,7 +28,8 @@ class Optimizer:
 
     def __init__(self, model: Model, spec: TrainSpec) -> None:
         self.spec = spec
-        self._names = {parameter: name for name, parameter in trainable_parameters(model).items()}
+        self._parameters = trainable_parameters(model)
+        self._names = {parameter: name for name, parameter in self._parameters.items()}
         matrices = _matrices(model, nn.Linear, nn.Embedding)
         hidden = _matrices(model.blocks, nn.Linear)
         orthogonal = hidden if spec.optimizer == "muon" else set()
@@ -86,7 +88,7 @@ class Optimizer:
             part, key, name = path.split(".", 2)
             if part not in states:
                 raise InputError(f"the saved optimizer state is of {part}", "resume with the optimizer of the run")
-            states[part].setdefault(name, {})[key] = tensors[path].clone()  # not the file's own memory
+            states[part].setdefault(name, {})[key] = self._own(name, tensors[path])
         for part, optimizer in self.parts.items():
             names = self.names(part)
             if unknown := set(states[part]) - set(names):
@@ -94,6 +96,13 @@ class Optimizer:
             template: dict[str, Any] = optimizer.state_dict()
             template["state"] = {i: states[part][name] for i, name in enumerate(names) if name in states[part]}
             optimizer.load_state_dict(template)
+
+    def _own(self, name: str, tensor: Tensor) -> Tensor:
+        """A saved tensor in memory of its own, of a sharded parameter this process's shard."""
+        like = self._parameters.get(name)
+        if like is None or like.shape != tensor.shape:
+            return tensor.clone()
+        return as_sharded(shard_of(tensor, like).clone(), like)
 
 
 def _matrices(module: nn.Module, *kinds: type[nn.Module]) -> set[Tensor]:

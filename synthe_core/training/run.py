@@ -21,30 +21,31 @@ from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
 from synthe_core.interop.converted import FINE_TUNING
 from synthe_core.interop.published_source import PublishedSource
-from synthe_core.model.classifier import Model, build_model
+from synthe_core.model.classifier import build_model
 from synthe_core.model.published_spec import PublishedSpec
-from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import CONVERSATION_TOKENS, Recipe
-from synthe_core.storage.checkpoint import Checkpoint, checkpoints, load_weights
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.storage.checkpoint.write import model_config
 from synthe_core.storage.claim import claim
-from synthe_core.storage.hub.snapshot import origin_of, reference_to, source_name
-from synthe_core.storage.run_folder import RunFolder, new_run, taken
-from synthe_core.training.adapting import adapt, base_of, frozen_model
+from synthe_core.storage.hub.snapshot import origin_of, reference_to
+from synthe_core.storage.run_folder import RankFolder, RunFolder, new_run, taken
+from synthe_core.training.adapting import base_of
 from synthe_core.training.checkpointing import restore
 from synthe_core.training.data import StreamedData, TextData, TrainingData
 from synthe_core.training.distillation.student import with_student
+from synthe_core.training.distributed.agreement import from_rank_0, in_turns
+from synthe_core.training.distributed.mesh import Mesh, check_batch
+from synthe_core.training.distributed.ranks import SINGLE, Ranks
 from synthe_core.training.example_data import open_example_data
+from synthe_core.training.initial_state import Setting, initial_state
 from synthe_core.training.loggers import require
-from synthe_core.training.objectives import OBJECTIVES, objective_for
+from synthe_core.training.objectives import OBJECTIVES
 from synthe_core.training.objectives.objective import Objective, ObjectiveSetup
-from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings, settings_for
 from synthe_core.training.state import TrainState
 from synthe_core.training.trainer import Trainer
 from synthe_core.training.tuning import tune
-from synthe_core.training.weight_average import WeightAverage
 
 IMMUTABLE_KEYS = (
     "model",
@@ -70,6 +71,7 @@ def train(
     init: Path | None = None,
     stop: Stop | None = None,
     hardware: Hardware | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Iterator[Event]:
     """Trains what `recipe` describes and yields events; the last is a Result with the run folder.
 
@@ -77,6 +79,7 @@ def train(
     resume: continue the run in `out` from its newest checkpoint. Budget, learning rate and the like may change.
     init:   a checkpoint whose weights a new run begins with; with `train.lora`, the model whose adapter is trained.
     stop:   once set, the trainer saves at the next step and raises Interrupted.
+    ranks:  the processes that train together, all of which call this with the same arguments. Rank 0 writes the run.
 
     Raises InputError for a bad recipe or argument, WorkError for what fails while training: a full disk, divergence.
     """
@@ -87,16 +90,20 @@ def train(
     settings = settings_for(recipe, hardware)
     require(recipe.runtime.log)
     threads = torch.get_num_threads()
+    mesh = Mesh.of(recipe.runtime.mesh, ranks.size)
+    check_batch(recipe, ranks.size)
     with ExitStack() as stack:
-        path, checkpoint = _open_run(recipe, out, resume, init, stack)
+        path, saved = from_rank_0(ranks, lambda: _open_run(recipe, out, resume, init, stack))
+        checkpoint = Checkpoint.open(path, latest=True) if saved else None
         changes = [] if checkpoint is None else _changes(checkpoint, recipe)
         source = Checkpoint.open(init) if init is not None else checkpoint
         base = None if recipe.train.lora is None else base_of(source, recipe)
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(recipe.runtime.threads or threads)
-        data = yield from _open_data(recipe, base, stop, stack)
-        state = _initial_state(recipe, data, settings, source, base, begins=checkpoint is None)
-        run = RunFolder(path)  # once nothing of the command is refused any more
+        data = yield from in_turns(ranks, _open_data(recipe, base, stop, stack))
+        setting = Setting(recipe, data, settings, ranks, mesh)
+        state = initial_state(setting, source, base, begins=checkpoint is None)
+        run = _run_folder(path, ranks)  # once nothing of the command is refused any more
         stack.push(partial(_close, run, begins=not resume))
         if checkpoint is not None:
             finished = yield from _resume(state, checkpoint, recipe, data, changes)
@@ -112,13 +119,12 @@ def train(
         run.write_recipe(recipe)
         if not isinstance(recipe.model, PublishedSpec):  # transformers itself looks for weights beside its config.json
             run.write_config(model_config(recipe, state.model.vocab, data.classes, state.context), data.tokenizer)
-        yield _summary(state, hardware)
+        yield _summary(state, hardware, mesh)
         if checkpoint is None or checkpoint.training_state()["device"] != settings.device.type:
             yield from _tune(state, recipe, hardware)
         yield from _begin(state, checkpoint, data)
         if recipe.runtime.compile:
-            for block in state.model.blocks:
-                block.compile()
+            state.engine.compile()
         trainer = Trainer(recipe, data, state, run, hardware, stop)
         stack.callback(trainer.close)
         yield from trainer.train()
@@ -131,21 +137,37 @@ def _close(run: RunFolder, kind: type[BaseException] | None, *_: object, begins:
     run.close()
 
 
-def _summary(state: TrainState, hardware: Hardware) -> Notice:
-    """How many parameters are trained, and on what."""
+def _run_folder(path: Path, ranks: Ranks) -> RunFolder:
+    """The folder as rank 0 writes it, once it is there; of another rank, its own metrics in it."""
+    run = RunFolder(path) if ranks.leads else None
+    ranks.share(None)
+    return run or RankFolder(path, ranks.rank)
+
+
+def _summary(state: TrainState, hardware: Hardware, mesh: Mesh) -> Notice:
+    """How many parameters are trained, on what, and by how many processes."""
     total, trained = state.model.parameter_count(), sum(p.numel() for p in state.optimizer.parameters)
     adapter = "" if state.base is None else f", of which {trained:,}, the adapter's, are trained,"
     kind = state.settings.device.type
     processor = hardware.gpu.name if hardware.gpu and kind == "cuda" else hardware.processor
-    return Notice(f"{total:,} parameters{adapter} on {kind} ({processor})")
+    return Notice(f"{total:,} parameters{adapter} on {kind} ({processor}){mesh.describe()}")
 
 
 def _tune(state: TrainState, recipe: Recipe, hardware: Hardware) -> Iterator[Event]:
-    """Decides precision and micro-batch for the model model, whichever parts the first stage leaves out."""
-    without = state.model.without
-    state.model.leave_out(())
-    yield from tune(state.model, recipe, state.settings, hardware)
-    state.model.leave_out(without)
+    """Decides precision and micro-batch for the whole model, whichever parts the first stage leaves out. Of several
+    processes rank 0 measures; a sharded model is measured as a whole one of its size."""
+    ranks, settings = state.engine.ranks, state.settings
+    recipe = recipe.with_batch(recipe.train.batch // ranks.size)
+    if ranks.leads:
+        model = state.model
+        if state.engine.sharded:
+            with torch.random.fork_rng(devices=[]):
+                model = build_model(recipe.model, model.vocab, recipe.runtime.recompute).to(settings.device)
+        without = model.without
+        model.leave_out(())
+        yield from tune(model, recipe, settings, hardware)
+        model.leave_out(without)
+    settings.precision, settings.micro_batch = ranks.share((settings.precision, settings.micro_batch))
 
 
 def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -178,12 +200,10 @@ def _adapter_rate(checkpoint: Checkpoint, recipe: Recipe, chosen: Recipe, overri
     return [f"train.lr={objective.adapter_lr}"] if fine_tuning and adapter else []
 
 
-def _open_run(
-    recipe: Recipe, out: Path | None, resume: bool, init: Path | None, stack: ExitStack
-) -> tuple[Path, Checkpoint | None]:
-    """The run folder, claimed until `stack` ends, and the checkpoint to resume from."""
+def _open_run(recipe: Recipe, out: Path | None, resume: bool, init: Path | None, stack: ExitStack) -> tuple[Path, bool]:
+    """The run folder, claimed until `stack` ends, and whether it has a checkpoint to resume from."""
     if not resume:
-        return stack.enter_context(new_run(recipe.name, out, TRAINING)), None
+        return stack.enter_context(new_run(recipe.name, out, TRAINING)), False
     if out is None:
         raise InputError("--resume needs the folder of a run", "synthe train runs/NAME --resume")
     if init is not None:
@@ -196,8 +216,8 @@ def _open_run(
             raise InputError(
                 f"{out} is not a run: it has neither checkpoints nor a recipe", "name a folder under runs/"
             )
-        return out, None
-    return out, Checkpoint.open(out, latest=True)
+        return out, False
+    return out, True
 
 
 def _open_data(
@@ -243,96 +263,15 @@ def _begin(state: TrainState, checkpoint: Checkpoint | None, data: TrainingData)
         state.objective.load(saved)
     settings = state.settings
     setup = ObjectiveSetup(
-        state.model, data.tokenizer, settings.context, settings.micro_batch, data.sequence, data.source_names
+        state.model,
+        data.tokenizer,
+        settings.context,
+        settings.micro_batch,
+        data.sequence,
+        data.source_names,
+        state.engine,
     )
     yield from state.objective.begin(setup)
-
-
-def _initial_state(
-    recipe: Recipe,
-    data: TrainingData,
-    settings: Settings,
-    source: Checkpoint | None,
-    base: Checkpoint | None,
-    *,
-    begins: bool,
-) -> TrainState:
-    """The state at the start of a run. Initial values are drawn on the CPU, so that a seed means the same on every
-    device.
-
-    source: has the first weights of a run that `begins`; of a resumed run, only the size of its vocabulary
-            and whether it is an adapter are used here.
-    base:   the model that an adapter is trained over.
-    """
-    for op in OPS.values():
-        op.used.clear()
-    torch.manual_seed(recipe.seed)
-    objective = objective_for(recipe.model, recipe.objective)
-    model = _initial_model(recipe, data, source, base, objective, begins).to(settings.device)
-    spec, origin = recipe.train, source or objective.origin
-    state = TrainState(
-        model,
-        objective,
-        Optimizer(model, spec),
-        spec,
-        settings,
-        average=WeightAverage(model, spec.ema) if spec.ema is not None else None,
-        cursor=data.stream.cursor(),
-        parents=[source_name(origin.path)] if begins and origin is not None else [],
-        context=_context(origin, recipe) if begins else None,
-        base=base,
-        epoch=data.epoch,
-    )
-    if base is not None and data.classes and list(data.classes) != base.classes:
-        raise InputError(
-            f"the text has other classes than {base.path}: {', '.join(data.classes)}",
-            "an adapter keeps the head: use text with the same labels, or leave out train.lora",
-        )
-    return state
-
-
-def _context(source: Checkpoint | None, recipe: Recipe) -> int | None:
-    """The longest text of the model that a run begins with: what that was made for, or longer ones that it reads."""
-    if source is None or source.context is None:
-        return None
-    return max(source.context, recipe.data.sequence)
-
-
-def _initial_model(
-    recipe: Recipe,
-    data: TrainingData,
-    source: Checkpoint | None,
-    base: Checkpoint | None,
-    objective: Objective,
-    begins: bool,
-) -> Model:
-    """The model with its first weights. Its vocabulary may be larger than its tokenizer's: published models pad it."""
-    origin = source or objective.origin
-    vocab = max(data.tokenizer.vocab_size, origin.vocab if origin else 0)
-    if begins and source is not None and source.tokenizer().digest != data.tokenizer.digest:
-        owner = (source.base or source).path
-        theirs = str(owner / "tokenizer.json" if owner.is_dir() else owner)
-        if owner.suffix == ".synapse":
-            theirs = "DIR, after synthe unpack -o DIR"
-        raise InputError(
-            f"{source.path} was trained with other tokens than the recipe's",
-            f"use its tokenizer: --set data.tokenizer={theirs}",
-        )
-    if begins and source is not None and vocab > source.vocab:
-        raise InputError(
-            f"the tokenizer of {source.path} has {vocab:,} tokens, and the model has {source.vocab:,}",
-            "fetch the model's own tokenizer, or name an eos_token that the model has in tokenizer_config.json",
-        )
-    if base is not None and source is not None:
-        model = frozen_model(recipe, vocab, base)
-        adapt(model, recipe, source)
-        return model
-    model = build_model(recipe.model, vocab, recipe.runtime.recompute)
-    if begins and source is not None:
-        load_weights(model, source.tensors, source.path, fresh=("router.", "confidence."))  # may be trained afterwards
-    elif begins:
-        objective.initialise(model)
-    return model
 
 
 def _changes(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:

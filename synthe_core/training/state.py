@@ -11,6 +11,7 @@ from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import ModelState
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.training.distributed.engine import Engine
 from synthe_core.training.objectives.objective import Objective
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings
@@ -76,6 +77,7 @@ class TrainState:
     context:            the longest text of the published model that they come from; None for none.
     base:               the checkpoint under the adapter that is trained, whose weights are frozen; None without one.
     epoch:              sequences of all training data; None in a trial, whose batches are all new.
+    engine:             how passes run, by one process or several; this one alone by default.
 
     Random numbers come from torch's global generators, which a checkpoint saves too.
     """
@@ -102,6 +104,11 @@ class TrainState:
     context: int | None = None
     base: Checkpoint | None = None
     epoch: int | None = None
+    engine: Engine = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.engine is None:
+            self.engine = Engine(self.model)
 
     @property
     def counters(self) -> Counters:

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from synthe_core.data.stream import Batch
-from synthe_core.layers.learner import apply_buffer_updates
 from synthe_core.training import schedule
 from synthe_core.training.gradients import BatchLoss, accumulate_gradients, is_out_of_memory
 from synthe_core.training.non_finite import first_non_finite
@@ -55,31 +53,36 @@ def train_step(state: TrainState, batch: Batch, while_waiting: Callable[[], obje
     """
     sequence = state.sequence or batch.inputs.shape[1]
     batch = state.objective.prepare(state.model, batch)
-    losses = _gradients(state, batch, sequence)
+    losses, engine = _gradients(state, batch, sequence), state.engine
+    engine.finish()
     for parameter in state.frozen.parameters:
         parameter.grad = None  # so that the optimizer changes neither its weights nor its moments
     gradients = [p.grad for p in state.optimizer.parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = engine.norm(gradients)
     if while_waiting is not None:
         while_waiting()
     rate = schedule.rate(state.config, state.fraction) * state.objective.learning_rate(state.fraction)
-    grad_norm = float(norm + losses.total * 0)  # the only wait for the device in a step
+    grad_norm = float(norm + engine.ranks.sum(losses.total * 0))  # the only wait for the device in a step
     if not math.isfinite(grad_norm):
-        cause = first_non_finite(state.objective, state.model, batch, state.settings, sequence, state.recurrent_state)
+        cause = engine.name_non_finite(
+            lambda: first_non_finite(
+                state.objective, state.model, batch, state.settings, sequence, state.recurrent_state
+            )
+        )
         state.optimizer.zero_grad()
         state.recurrent_state = None
         return StepResult(losses, grad_norm, rate, cause)
     if state.config.clip is not None and grad_norm > state.config.clip:
-        torch.nn.utils.clip_grads_with_norm_(state.optimizer.parameters, state.config.clip, norm)
+        engine.clip(state.optimizer.parameters, state.config.clip, norm)
     state.optimizer.step(rate)
     state.step += 1
-    state.tokens += losses.num_tokens
+    state.tokens += losses.batch_tokens
     state.recurrent_state = losses.state
     if state.average is not None:
         state.average.update(state.step)
     if state.base is None:  # an adapter leaves its model's buffers as they are
         fixed = state.frozen.tensor_ids
-        apply_buffer_updates((buffer, value) for buffer, value in losses.buffer_updates if id(buffer) not in fixed)
+        engine.apply_buffer_updates([each for each in losses.buffer_updates if id(each[0]) not in fixed])
     return StepResult(losses, grad_norm, rate)
 
 
@@ -94,6 +97,7 @@ def _gradients(state: TrainState, batch: Batch, sequence: int) -> BatchLoss:
             sequence=sequence,
             carry=state.config.carry,
             state=state.recurrent_state,
+            engine=state.engine,
         )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

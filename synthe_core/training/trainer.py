@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from threading import Event as Stop
+from typing import NamedTuple
 
 import torch
 
@@ -31,6 +32,15 @@ PROGRESS_SECONDS = 0.2  # between progress events
 LOG_SECONDS = 10.0  # a metric comes at least this often
 
 
+class Due(NamedTuple):
+    """The `fraction` of the budget that is spent; whether to save and to stop before the next step, and to log it."""
+
+    fraction: float
+    save: bool
+    log: bool
+    stop: bool
+
+
 class Trainer:
     """Trains `state` on `data` until the recipe's budget is spent."""
 
@@ -38,10 +48,11 @@ class Trainer:
         self, recipe: Recipe, data: TrainingData, state: TrainState, run: RunFolder, hardware: Hardware, stop: Stop
     ) -> None:
         self.recipe, self.spec, self.data, self.state, self.run = recipe, recipe.train, data, state, run
-        self.hardware, self.stop = hardware, stop
-        self.meter = Meter(state.settings, data.bytes_per_token if state.objective.of_text else None)
+        self.hardware, self.stop, self.ranks = hardware, stop, state.engine.ranks
+        self.rows = None if state.objective.whole_batch else self.ranks.rows(recipe.train.batch)
+        self.meter = Meter(state.settings, data.bytes_per_token if state.objective.of_text else None, self.ranks)
         self.validation = ValidationPlan(recipe.train, data)
-        self.loggers = open_loggers(recipe, run.path, state.step)
+        self.loggers = open_loggers(recipe, run.path, state.step) if self.ranks.leads else []
         self.saved = state.counters
         self.phase: Phase | None = None
         self.step_seconds = 0.0
@@ -58,23 +69,36 @@ class Trainer:
         self._read_next_batch()
         yield self._progress()
         while True:
-            state.fraction = self._fraction()
+            due = self._decide()
+            state.fraction = due.fraction
             if state.step and self._validations_due() > state.validations:
                 yield from self._validate_and_save()
-            elif state.step > self.saved.steps and state.counters.reached(self.spec.save_every, self.saved):
+            elif state.step > self.saved.steps and due.save:
                 yield from self._save()
             if state.fraction >= 1 and state.step:
                 break
-            if self.stop.is_set():
+            if due.stop:
                 yield from self._interrupt()
             yield from self._enter_phase()
-            yield from self._step()
+            yield from self._step(due.log)
         yield self._progress()
         yield self._result()
 
     def close(self) -> None:
         for logger in self.loggers:
             logger.close()
+
+    def _decide(self) -> Due:
+        """What comes before and after the next step: rank 0's clock decides, and any rank may stop the run."""
+        save = self.state.counters.reached(self.spec.save_every, self.saved)
+        log = time.monotonic() - self._logged > LOG_SECONDS
+        everyone = self.ranks.numbers(self._fraction(), save, log, self.stop.is_set())
+        fraction, save, log, _ = everyone[0]
+        return Due(fraction, bool(save), bool(log), any(stop for *_, stop in everyone))
+
+    def _stopped(self) -> bool:
+        """Whether any process was asked to stop."""
+        return any(stop for (stop,) in self.ranks.numbers(self.stop.is_set()))
 
     def _fraction(self) -> float:
         """Of the budget that is spent. Of a budget of time, the last validation and half a step are set aside, so that
@@ -96,7 +120,7 @@ class Trainer:
         if self.spec.stages:
             yield Notice(describe(phase, self.spec))
 
-    def _step(self) -> Iterator[Event]:
+    def _step(self, log: bool) -> Iterator[Event]:
         state, batch, cursor = self.state, self._batch, self.data.stream.cursor()
         assert batch is not None  # only of a run that is stopped
         started = time.perf_counter()
@@ -109,7 +133,7 @@ class Trainer:
         self.step_seconds = time.perf_counter() - started
         self.meter.add(result.batch, self.step_seconds, self._flops())
         now = time.monotonic()
-        if state.step % self.spec.log_every == 0 or state.step == 1 or now - self._logged > LOG_SECONDS:
+        if state.step % self.spec.log_every == 0 or state.step == 1 or log:
             self._logged = now
             rates = {"lr": self.spec.lr * result.learning_rate, "grad_norm": result.grad_norm}
             yield self._metric("train", self.meter.read() | rates)
@@ -125,6 +149,11 @@ class Trainer:
             try:
                 return train_step(self.state, batch, while_waiting=self._read_next_batch)
             except MicroBatchOutOfMemory as error:
+                if self.ranks.size > 1:  # the others wait for this one in the middle of a pass
+                    raise WorkError(
+                        f"out of memory with a micro-batch of {rows} on rank {self.ranks.rank}",
+                        f"resume with a smaller one: --set train.micro_batch={max(1, rows // 2)}",
+                    ) from error
                 if rows == 1:
                     raise WorkError(
                         f"out of memory with one sequence of {self.recipe.data.sequence} tokens",
@@ -138,7 +167,7 @@ class Trainer:
     def _read_next_batch(self) -> None:
         """The next batch; None if the run was stopped while its text was awaited. The step that is done is saved."""
         try:
-            self._batch = self.data.stream.next(self.spec.batch).pinned(self.state.settings.device)
+            self._batch = self.data.stream.next(self.spec.batch, self.rows).pinned(self.state.settings.device)
         except Interrupted:
             self._batch = None
 
@@ -172,7 +201,7 @@ class Trainer:
         started = time.monotonic()
         if self.data.num_validation_windows and not (yield from self._validate()):
             yield from self._interrupt()  # resuming validates again
-        if self.spec.sample is not None:
+        if self.spec.sample is not None and (self.ranks.leads or self.state.engine.sharded):
             yield Sample(self.state.step, self._sample(self.spec.sample))
         self.state.validations = self._validations_due()
         yield from self._save()
@@ -182,7 +211,7 @@ class Trainer:
         """Scores the weights on validation text; False where it was stopped."""
         state = self.state
         if state.validation_windows is None:
-            state.validation_windows = self.validation.windows(self.meter.tokens_per_second)
+            state.validation_windows = self.ranks.share(self.validation.windows(self.meter.tokens_per_second))
             if state.validation_windows < self.validation.full:
                 yield Notice(
                     f"validation reads {state.validation_windows} windows, not {self.validation.full}: "
@@ -191,14 +220,14 @@ class Trainer:
         rows = max(state.settings.micro_batch, 1024 // self.recipe.data.sequence)  # short sequences, many at a time
         batches = self.data.validation_windows(state.validation_windows, rows)
         state.model.eval()
-        with evaluation_weights(state):
+        with evaluation_weights(state), state.engine.whole():
             for score in state.objective.evaluate(state.model, batches, state.settings.context):
                 yield Progress("validate", score.rows, state.validation_windows, "windows")
-                if self.stop.is_set():
+                if stopped := self._stopped():
                     break
-            canary = {} if self.stop.is_set() else self._read_canary(rows)
+            canary = {} if stopped else self._read_canary(rows)
         state.model.train()
-        if self.stop.is_set():
+        if stopped:
             return False
         state.metrics = score.values() | canary
         yield self._metric("validation", state.metrics)
@@ -218,7 +247,7 @@ class Trainer:
         assert not isinstance(model, Classifier)  # refused with the recipe
         model.eval()
         try:
-            with evaluation_weights(self.state):
+            with evaluation_weights(self.state), self.state.engine.whole():
                 return write_sample(
                     model, self.data.tokenizer, prompt, self.spec.sample_tokens, settings, self.recipe.seed
                 )

@@ -65,7 +65,7 @@ def _cached_choice(model: Model, recipe: Recipe, settings: Settings, hardware: H
         "sequence": recipe.data.sequence,
         "batch": recipe.train.batch,
         "micro_batch": recipe.train.micro_batch,
-        "runtime": recipe.runtime.model_dump(mode="json", exclude={"log", "compile"}),
+        "runtime": recipe.runtime.model_dump(mode="json", exclude={"log", "compile", "mesh"}),
         "threads": torch.get_num_threads(),
         "device": settings.device.type,
         "machine": describe_hardware(hardware),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import trainable_parameters
+from synthe_core.model.sharded_tensors import exchange, local, shard_of
 
 
 class WeightAverage:
@@ -23,16 +24,16 @@ class WeightAverage:
     def update(self, steps: int) -> None:
         """Adds the weights after step number `steps`."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
-        current = [p.detach() for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self.tensors.values()), current, 1 - decay)
+        current = [local(p.detach()) for p in self._parameters.values()]
+        torch._foreach_lerp_(list(map(local, self.tensors.values())), current, 1 - decay)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
+            local(tensor).copy_(shard_of(tensors[name], tensor))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model has the average as its weights; nothing is copied."""
+        """Within the block the model has the average as its weights; only shards are copied."""
         self._swap()
         try:
             yield
@@ -41,4 +42,4 @@ class WeightAverage:
 
     def _swap(self) -> None:
         for name, parameter in self._parameters.items():
-            parameter.data, self.tensors[name] = self.tensors[name], parameter.data
+            self.tensors[name] = exchange(parameter, self.tensors[name])

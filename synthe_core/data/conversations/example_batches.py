@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthe_core.data.conversations.examples import Examples
 from synthe_core.data.mixture_order import MixtureOrder
-from synthe_core.data.stream import Batch
+from synthe_core.data.stream import ALL_ROWS, Batch
 from synthe_core.ops.cross_entropy import IGNORED
 
 GOOD = "good"
@@ -33,9 +33,9 @@ class ExampleStream:
         self._sides = list(sides)
         self._order = MixtureOrder([len(side.chosen) for side in sides], weights, seed)
 
-    def next(self, count: int) -> Batch:
-        """The next `count` examples."""
-        drawn = [self._order.draw() for _ in range(count)]
+    def next(self, count: int, rows: slice | None = None) -> Batch:
+        """The next `count` examples, or only these `rows` of them."""
+        drawn = [self._order.draw() for _ in range(count)][rows or ALL_ROWS]
         return example_batch([(self._sides[source], number) for source, number in drawn])
 
     def cursor(self) -> dict[str, Any]:

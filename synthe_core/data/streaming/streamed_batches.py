@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from synthe_core.data.mixture_order import Turns
-from synthe_core.data.stream import Batch
+from synthe_core.data.stream import ALL_ROWS, Batch
 from synthe_core.data.streaming.position import Position, damaged_place
 from synthe_core.data.streaming.shard_supply import ShardSupply
 from synthe_core.data.streaming.stream_shard import StreamShard
@@ -72,14 +72,15 @@ class StreamedBatches:
         self._sources = [StreamedSource(each, sequence, [seed, number]) for number, each in enumerate(supplies)]
         self._turns = Turns(weights)
 
-    def next(self, count: int) -> Batch:
-        """The next `count` sequences. Raises Interrupted where the run is stopped before their text is there."""
-        rows = []
+    def next(self, count: int, rows: slice | None = None) -> Batch:
+        """The next `count` sequences, or only these `rows` of them. Raises Interrupted where the run is stopped before
+        their text is there."""
+        drawn = []
         for _ in range(count):
             source = self._turns.next()
-            rows.append(self._sources[source].draw())
+            drawn.append(self._sources[source].draw())
             self._turns.count(source)
-        tokens = torch.from_numpy(np.stack(rows))
+        tokens = torch.from_numpy(np.stack(drawn[rows or ALL_ROWS]))
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
     def cursor(self) -> dict[str, Any]:

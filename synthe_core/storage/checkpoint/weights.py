@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import adapter_parameters
 from synthe_core.errors import InputError
+from synthe_core.model.sharded_tensors import local, shard_of
 from synthe_core.storage.finite import check_finite
 
 
@@ -48,7 +49,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path, 
         if name in tensors:
             value = tensors[name]
             check_shape(name, target, tuple(value.shape), source)
-            target.copy_(check_finite(name, value, source))
+            local(target).copy_(shard_of(check_finite(name, value, source), target))
     if (release := getattr(tensors, "release", None)) is not None:
         release()
 

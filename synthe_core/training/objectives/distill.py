@@ -166,8 +166,12 @@ class Distill(Objective):
             share = "" if ends[stage] == 1 else f", until {ends[stage]:.0%} of the budget"
             yield Notice(f"{stage}: {MEANINGS[stage]}{share}")
 
+    @property
+    def runs_layers_alone(self) -> bool:
+        return self.stage in ("orientation", "alignment")
+
     def __call__(self, model: LanguageModel, batch: Batch, ctx: ObjectiveContext) -> Loss:
-        if self.stage in ("orientation", "alignment"):
+        if self.runs_layers_alone:
             return self._layer_loss(batch)
         return self._prediction_loss(model, batch)
 

@@ -25,6 +25,7 @@ from synthe_core.training.objectives.reference_objective import REFERENCE, Refer
 KL = "kl"
 """The name in a batch's `extras` of z, [B]."""
 MIN_ROWS = 2
+ALL = slice(None)
 
 
 class KTO(ReferenceObjective):
@@ -36,6 +37,7 @@ class KTO(ReferenceObjective):
     """
 
     reads: Reads = "ratings"  # type: ignore[misc]
+    whole_batch = True
 
     class Config(ObjectiveConfig):
         """The keys of `objective: kto`."""
@@ -48,14 +50,17 @@ class KTO(ReferenceObjective):
     def prepare(self, model: Any, batch: Batch) -> Batch:
         if len(batch.inputs) < MIN_ROWS:
             raise InputError("kto pairs a prompt with the answer of another row, and a batch has one", "raise batch")
-        kl = self._mismatched_ratios(model, batch).mean().clamp_min(0).expand(len(batch.inputs))
-        extras = {**batch.extras, REFERENCE: self.reference.logprobs(model, batch), KL: kl}
-        return batch._replace(extras=extras)
+        mine = self.ranks.rows(len(batch.inputs))
+        ratios = self.ranks.join_rows(self._mismatched_ratios(model, batch, mine))
+        part = batch.select(mine)
+        kl = ratios.mean().clamp_min(0).expand(len(part.inputs))
+        extras = {**part.extras, REFERENCE: self.reference.logprobs(model, part), KL: kl}
+        return part._replace(extras=extras)
 
-    def _mismatched_ratios(self, model: Any, batch: Batch) -> Tensor:
-        """log p - log p_ref of prompts with answers of other rows, [B]."""
+    def _mismatched_ratios(self, model: Any, batch: Batch, rows: slice = ALL) -> Tensor:
+        """log p - log p_ref of prompts of these `rows` with answers of other rows of the batch, [B]."""
         assert self.setup is not None, "`begin` comes first"
-        others = mismatched(batch, self.setup.sequence)
+        others = mismatched(batch, self.setup.sequence).select(rows)
         reference = self.reference.logprobs(model, others, store=False)
         return frozen_logprobs(model, others, self.setup) - reference
 

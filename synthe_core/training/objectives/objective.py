@@ -18,6 +18,8 @@ from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.recipe.objectives import ObjectiveConfig, Reads
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.training.distributed.engine import Engine
+from synthe_core.training.distributed.ranks import SINGLE, Ranks
 
 
 class ObjectiveContext(NamedTuple):
@@ -38,6 +40,7 @@ class ObjectiveSetup(NamedTuple):
     rows:      rows of a pass that fit into memory, of `sequence` tokens each.
     sequence:  the longest row.
     sources:   the training data, as a recipe names them.
+    engine:    how passes run, by the processes that train together.
     """
 
     model: Any
@@ -46,6 +49,7 @@ class ObjectiveSetup(NamedTuple):
     rows: int
     sequence: int
     sources: Sequence[str] = ()
+    engine: Engine | None = None
 
 
 class Score(Protocol):
@@ -74,6 +78,7 @@ class Objective(ABC):
     of_encoders: the objective trains encoders, and otherwise language models.
     of_text:     `total` is the cross-entropy of the text, of which bits per byte are logged.
     carries:     the loss goes on from a recurrent state, which `train.carry` needs.
+    whole_batch: `prepare` reads the rows of all processes, and returns those of this one.
     adapter_lr:  the peak learning rate of a new adapter of a published model, unless the recipe sets one: higher than
                  that of all weights (Biderman et al. 2024, LoRA Learns Less and Forgets Less).
     """
@@ -83,6 +88,7 @@ class Objective(ABC):
     of_encoders: ClassVar[bool] = False
     of_text: ClassVar[bool] = True
     carries: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = False
     adapter_lr: ClassVar[float] = 1e-4
 
     def __init__(self, config: Any = None) -> None:
@@ -115,6 +121,16 @@ class Objective(ABC):
     def learning_rate(self, fraction: float) -> float:
         """What the schedule's learning rate is multiplied by at that fraction of the budget."""
         return 1.0
+
+    @property
+    def runs_layers_alone(self) -> bool:
+        """Whether the loss calls layers of the model outside of its blocks."""
+        return False
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together."""
+        return SINGLE if self.setup is None or self.setup.engine is None else self.setup.engine.ranks
 
     def prepare(self, model: Any, batch: Batch) -> Batch:
         """The batch with what the loss needs of all its rows at once in `extras`, computed without a gradient.

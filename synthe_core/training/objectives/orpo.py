@@ -34,6 +34,7 @@ class ORPO(Objective):
     """
 
     reads: Reads = "preferences"  # type: ignore[misc]
+    whole_batch = True
 
     class Config(ObjectiveConfig):
         """The keys of `objective: orpo`."""
@@ -48,7 +49,8 @@ class ORPO(Objective):
         chosen = answer_tokens(self._likely(batch))[::2]
         weight = torch.zeros(len(batch.inputs))
         weight[::2] = len(chosen) / max(1, int(chosen.sum()))
-        return batch._replace(extras={**batch.extras, WEIGHT: weight})
+        mine = self.ranks.rows(len(batch.inputs))
+        return batch._replace(extras={**batch.extras, WEIGHT: weight}).select(mine)
 
     def _likely(self, batch: Batch) -> Batch:
         """The batch with the targets of the likelihood in the rows of chosen answers."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from synthe_core.adapters.lora_linear import adapter_parameters, trainable_parameters
 from synthe_core.data.stream import Batch
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
+from synthe_core.model.sharded_tensors import exchange, whole
 from synthe_core.training.objectives.frozen_pass import frozen_logprobs
 from synthe_core.training.objectives.objective import ObjectiveSetup
 from synthe_core.training.objectives.reference_cache import KEY_BYTES, ReferenceCache, from_tensors, to_tensors
@@ -44,7 +45,7 @@ class Reference:
         """Takes the model as it is for the reference, or of a resumed run what was loaded."""
         self._setup = setup
         factors = adapter_parameters(setup.model)
-        is_new = all(not p.any() for name, p in factors.items() if ".lora_B." in name) if factors else False
+        is_new = all(not whole(p).any() for name, p in factors.items() if ".lora_B." in name) if factors else False
         if not self._resumed and not is_new:
             self._weights = {name: each.detach().clone() for name, each in _trained(setup.model).items()}
         self._weights = {name: each.to(setup.context.device) for name, each in self._weights.items()}
@@ -68,7 +69,7 @@ class Reference:
 
     def _swap(self, model: nn.Module) -> None:
         for name, tensor in _trained(model).items():
-            tensor.data, self._weights[name] = self._weights[name], tensor.data
+            self._weights[name] = exchange(tensor, self._weights[name])
 
     def logprobs(self, model: Any, batch: Batch, *, store: bool = True) -> Tensor:
         """log p_ref(answer | prompt) of each row on the CPU, [B]. store: for later calls with the same rows."""
@@ -78,6 +79,9 @@ class Reference:
                 return frozen_logprobs(model, batch, self._setup)
         keys = [_row_key(batch, row) for row in range(len(batch.inputs))]
         new = {key: row for row, key in enumerate(keys) if key not in self._values}
+        engine = self._setup.engine
+        if engine is not None and engine.sharded and any(engine.ranks.gather(bool(new))):
+            new = {key: row for row, key in enumerate(keys)}  # all processes make the same passes
         if new:
             with self.applied(model):
                 values = frozen_logprobs(model, batch.select(torch.tensor(list(new.values()))), self._setup)
@@ -129,7 +133,7 @@ def _digest(setup: ObjectiveSetup, excluded: Iterable[Tensor]) -> str:
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in left_out:
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -1,0 +1,49 @@
+"""Trains recipes by several processes, each of which takes every job in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.paths import ROOT
+from tests.processes import start
+
+LIMIT = 240.0
+
+
+def train_together(folder: Path, size: int, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each job ends with on rank 0. AssertionError with the traceback of a process that crashed."""
+    folder.mkdir()
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "tests.training.distributed.worker"]
+    processes = [
+        start(
+            [*program, str(rank), str(size), str(folder)],
+            limit=LIMIT,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=(folder / f"stderr-{rank}").open("wb"),
+        )
+        for rank in range(size)
+    ]
+    codes = [process.wait() for process in processes]
+    everyone = []
+    for rank, code in enumerate(codes):
+        path = folder / f"results-{rank}.json"
+        ended = json.loads(path.read_text()) if path.is_file() else []
+        assert not (crashed := [each["crash"] for each in ended if "crash" in each]), crashed[0]
+        assert code == 0, (rank, (folder / f"stderr-{rank}").read_text()[-3000:])
+        everyone.append(ended)
+    return everyone[0]
+
+
+def curve(run: Path) -> list[tuple[int, str, float]]:
+    """The step, phase and loss of every metric of a run."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["phase"], line["loss"]) for line in lines]

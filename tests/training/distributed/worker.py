@@ -1,0 +1,61 @@
+"""A process of a test: `python -m tests.training.distributed.worker RANK SIZE FOLDER` trains every job of FOLDER.
+
+FOLDER/jobs.json is a list of {recipe, out, init, resume}. The processes meet by a file in FOLDER, so no port is needed
+beforehand. What a job ends with, a result or an error, goes to FOLDER/results-RANK.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from synthe_core.errors import SyntheError
+from synthe_core.events import Result
+from synthe_core.recipe.schema import Recipe
+from synthe_core.training import train
+from synthe_core.training.distributed.ranks import SINGLE, ProcessRanks, Ranks
+
+TIMEOUT = timedelta(seconds=120)
+
+
+def run(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """What a job ends with."""
+    init = None if job.get("init") is None else Path(job["init"])
+    try:
+        recipe = Recipe.model_validate(job["recipe"])
+        for event in train(recipe, out=Path(job["out"]), init=init, resume=job.get("resume", False), ranks=ranks):
+            if isinstance(event, Result):
+                return {"values": event.values}
+    except SyntheError as error:
+        return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    except Exception:
+        return {"crash": traceback.format_exc()}
+    raise AssertionError("no result")
+
+
+def main() -> None:
+    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    if size > 1:
+        store = dist.FileStore(str(folder / "store"), size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    ranks: Ranks = ProcessRanks() if size > 1 else SINGLE
+    results = []
+    for job in json.loads((folder / "jobs.json").read_text()):
+        results.append(run(job, ranks))
+        (folder / f"results-{rank}.json").write_text(json.dumps(results))
+        if "crash" in results[-1]:
+            break
+    if size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
