@@ -153,6 +153,8 @@ def _set_wait_policy() -> None:
 def main() -> None:
     """The `synthe` script."""
     _set_wait_policy()
+    if "WORLD_SIZE" in os.environ:  # torch's notes, of every process, on what parameters a batch has not used
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for as long as the process)

@@ -98,6 +98,19 @@ class JsonRenderer(Renderer):
         self.show(event)
 
 
+class SilentRenderer(Renderer):
+    """Shows nothing: of several processes one reports."""
+
+    def show(self, event: Event) -> None:
+        """Nothing."""
+
+    def result(self, event: Result) -> None:
+        """Nothing."""
+
+    def _warn(self, message: Warning | str, category: type[Warning], *_: Any) -> None:
+        """Nothing: rank 0 has the same warnings."""
+
+
 class PlainRenderer(Renderer):
     """Lines without control characters on stderr: progress every few seconds, and every one-time event."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from synthe_cli.console import JsonRenderer, PlainRenderer, Renderer
+from synthe_cli.console import JsonRenderer, PlainRenderer, Renderer, SilentRenderer
+
+__all__ = ["SilentRenderer", "choose_renderer"]
 
 
 def choose_renderer(as_json: bool) -> Renderer:

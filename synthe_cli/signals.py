@@ -22,10 +22,10 @@ class StopEvent(threading.Event):
 
 
 @contextmanager
-def stop_on_signal(consequence: str = "saving first") -> Iterator[StopEvent]:
+def stop_on_signal(consequence: str = "saving first", silent: bool = False) -> Iterator[StopEvent]:
     """Within the block, the event is set by the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
-    consequence: what happens to the work; printed at the first signal.
+    consequence: what happens to the work; printed at the first signal, unless `silent`.
     """
     stop = StopEvent()
 
@@ -34,7 +34,8 @@ def stop_on_signal(consequence: str = "saving first") -> Iterator[StopEvent]:
             raise KeyboardInterrupt
         stop.number = number
         stop.set()
-        print(f"\nstopping: {consequence} (press Ctrl-C again to stop at once)", file=sys.stderr, flush=True)
+        if not silent:
+            print(f"\nstopping: {consequence} (press Ctrl-C again to stop at once)", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:

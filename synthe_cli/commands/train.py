@@ -22,7 +22,8 @@ from synthe_cli.options import (
     overrides,
     shipped_recipes,
 )
-from synthe_cli.renderer import choose_renderer
+from synthe_cli.processes import launch_processes, rank_0_reports
+from synthe_cli.renderer import SilentRenderer, choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError
 from synthe_core.events import results
@@ -46,6 +47,8 @@ synthe train recipes/distill/hybrid.yaml --teacher models/smollm2  a Transformer
 synthe train --init model.gguf --data letters.txt --lora rank=16,quantize=as_stored     the model stays quantised
 synthe train --init models/smollm2 --document handbook.pdf --lora rank=32 --out runs/handbook
 synthe train tiny | synthe generate - --prompt "import "         then generate text
+synthe train recipes/tiny.yaml --processes 2                     two processes of this machine, the same numbers as one
+torchrun --nproc-per-node 8 -m synthe_cli train recipes/1.3b.yaml --set runtime.mesh.shard=auto
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
 )
@@ -100,6 +103,10 @@ def train(
             help="Put the knowledge of this text, HTML, PDF or Word file into the adapter.",
         ),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option("--processes", metavar="N", min=1, help="Train by N processes of this machine, one a GPU."),
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Train the model of a recipe, and print the path of the run.
@@ -107,6 +114,9 @@ def train(
     Progress goes to stderr; metrics.jsonl in the run folder has every metric. Ctrl-C saves a checkpoint and stops, and
     --resume continues from it with identical results.
     """
+    if processes > 1:
+        launch_processes(processes, as_json)
+        return
     objective = objective or ("distill" if teacher else None)
     given = [f"objective.type={objective}"] if objective else []
     given += [f"objective.teacher={teacher}"] if teacher else []
@@ -117,8 +127,11 @@ def train(
     first = find_checkpoint(init) if init else None
 
     from synthe_core.recipe.schema import Recipe
+    from synthe_core.storage.checkpoint import checkpoints
+    from synthe_core.storage.run_folder import newest_run
     from synthe_core.training import recipe_from_checkpoint
     from synthe_core.training import train as verb
+    from synthe_core.training.distributed.start import process_group, restarts
 
     if path is not None:
         loaded = Recipe.load(path, changes)
@@ -127,9 +140,16 @@ def train(
     else:
         raise InputError("no recipe given", "name one, as recipes/tiny.yaml, or start from a run with --init RUN")
     folder = out or (path if resume and path and path.is_dir() else None)
-    with choose_renderer(as_json) as shown, stop_on_signal() as stop:
-        for result in results(verb(loaded, out=folder, resume=resume, init=first, stop=stop), shown.show):
-            shown.result(result)
+    if restarts():  # the processes have been started before, and go on with the run that they began
+        folder = folder or newest_run(loaded.name)
+        resume = folder is not None and folder.exists()
+        first = None if folder is not None and checkpoints(folder) else first
+    with rank_0_reports() as leads, process_group(loaded) as ranks:
+        renderer = choose_renderer(as_json) if leads else SilentRenderer()
+        with renderer as shown, stop_on_signal(silent=not leads) as stop:
+            steps = verb(loaded, out=folder, resume=resume, init=first, stop=stop, ranks=ranks)
+            for result in results(steps, shown.show):
+                shown.result(result)
 
 
 def _recipe_path(text: str) -> Path:

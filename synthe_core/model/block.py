@@ -88,6 +88,18 @@ def _steps(residuals: Sequence[ResidualSpec]) -> list[Step]:
     return steps
 
 
+class OpaquePass:
+    """A pass as the hooks of a sharded block get it: of a dataclass they would make a copy, and what the block adds to
+    its losses and signals would be lost."""
+
+    def __init__(self, ctx: Pass) -> None:
+        self.ctx = ctx
+
+
+def pass_of(ctx: Pass | OpaquePass) -> Pass:
+    return ctx.ctx if isinstance(ctx, OpaquePass) else ctx
+
+
 class RoutedTokens(Protocol):
     """The tokens that run a block."""
 
@@ -127,8 +139,8 @@ class Block(nn.Module):
     def init_state(self, batch: int, *, device: Any = "cpu") -> list[Any]:
         return [learner.init_state(batch, device=device) for learner in self.learners]  # type: ignore[operator]
 
-    def forward(self, x: Tensor, states: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
-        after = []
+    def forward(self, x: Tensor, states: Sequence[Any], ctx: Pass | OpaquePass) -> tuple[Tensor, list[Any]]:
+        ctx, after = pass_of(ctx), []
         path, norms, without = ctx.path, self.norms, ctx.without
         stream = x  # what the last learner read
         for step, learner, state in zip(self.steps, self.learners, states, strict=True):
@@ -154,9 +166,11 @@ class Block(nn.Module):
         ctx.path = path
         return x, after
 
-    def routed(self, choice: RoutedTokens, x: Tensor, states: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
+    def routed(
+        self, choice: RoutedTokens, x: Tensor, states: Sequence[Any], ctx: Pass | OpaquePass
+    ) -> tuple[Tensor, list[Any]]:
         """The block over some of the tokens, in as many calls as `choice` makes."""
-        return choice.run(self.forward if self.sharded else self, x, states, ctx)
+        return choice.run(self.forward if self.sharded else self, x, states, pass_of(ctx))
 
     @torch.no_grad()
     def _emit(self, x: Tensor, y: Tensor, before: dict[str, Tensor], ctx: Pass) -> None:

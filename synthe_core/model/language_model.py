@@ -17,7 +17,7 @@ from synthe_core.hardware.execution import ExecutionContext, active_context, run
 from synthe_core.layers.adapter_batch import AdapterBatch, current_adapters, use_adapters
 from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.trace import Trace
-from synthe_core.model.block import NORMS, Block
+from synthe_core.model.block import NORMS, Block, OpaquePass, pass_of
 from synthe_core.model.confidence import ConfidenceHead
 from synthe_core.model.depth import Choice, ExplorationSample, Router
 from synthe_core.model.head import Head
@@ -176,13 +176,14 @@ class Backbone(nn.Module):
             if sample is not None:
                 sample.record(x)
             ctx.path = f"blocks.{index}"
+            given = OpaquePass(ctx) if block.sharded else ctx
             if self.recompute and torch.is_grad_enabled():
                 again = partial(
                     _recompute, dict(ctx.signals), dict(ctx.shared), current_adapters(), active_context(), step
                 )
-                x, remembered = checkpoint(again, x, remembered, ctx, use_reentrant=False)
+                x, remembered = checkpoint(again, x, remembered, given, use_reentrant=False)
             else:
-                x, remembered = step(x, remembered, ctx)
+                x, remembered = step(x, remembered, given)
             if x.shape[1] > 1 and (self.recompute or not torch.is_grad_enabled()):
                 remembered = map_leaves(_without_rest, remembered)
             if sample is not None:
@@ -227,11 +228,12 @@ def _recompute(
     block: Callable[..., Any],
     x: Tensor,
     states: list[Any],
-    ctx: Pass,
+    ctx: Pass | OpaquePass,
 ) -> Any:
     """A block that may run twice: the second time too, on whichever thread computes the gradient, it reads the signals
     and shared tensors of earlier blocks, not of later ones, and has the adapters and the context of its pass."""
-    ctx.signals, ctx.shared = dict(signals), dict(shared)
+    own = pass_of(ctx)
+    own.signals, own.shared = dict(signals), dict(shared)
     with use_adapters(adapters), running_in(context):
         return block(x, states, ctx)
 

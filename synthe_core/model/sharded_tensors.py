@@ -53,9 +53,11 @@ def as_sharded(part: Tensor, like: Tensor) -> Tensor:
 
 
 def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, cut as `like` is."""
+    """This process's part of a whole tensor, cut as `like` is; of a sharded one the part that it has."""
     if not is_sharded(like):
         return tensor
+    if is_sharded(tensor):
+        return local(tensor)
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     sharded: Any = like

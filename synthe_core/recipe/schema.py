@@ -106,6 +106,7 @@ class MeshSpec(Spec):
         "float32", description="what sharded parameters are gathered in; gradients are summed in float32"
     )
     offload: bool = Field(False, description="sharded parameters and optimizer state in the memory of the CPU")
+    timeout: PositiveInt = Field(600, description="seconds after which a process stops waiting for the others")
 
 
 class RuntimeSpec(Spec):

@@ -158,6 +158,12 @@ def new_run(name: str, out: Path | None, doing: str = "writing") -> Iterator[Pat
         yield out
 
 
+def newest_run(name: str) -> Path | None:
+    """The newest of runs/NAME, runs/NAME-2 ...; None if there is none."""
+    folders = [RUNS / name, *RUNS.glob(f"{name}-[0-9]*")]
+    return max((each for each in folders if each.is_dir()), key=lambda each: each.stat().st_mtime, default=None)
+
+
 def _claim_free(name: str, doing: str, stack: ExitStack) -> Path:
     for number in count(1):
         path = RUNS / (name if number == 1 else f"{name}-{number}")

@@ -17,8 +17,12 @@ from synthe_core.model.sharded_tensors import local, whole
 from synthe_core.recipe.schema import Recipe
 from synthe_core.state import from_tensors, map_leaves, to_tensors
 from synthe_core.storage.checkpoint import Checkpoint, load_weights, save, weights
+from synthe_core.storage.checkpoint.shards import has_shards
+from synthe_core.storage.checkpoint.write import write_files
 from synthe_core.storage.manifest import Manifest, describe_hardware, kernels_used, package_versions
 from synthe_core.training.data import TrainingData
+from synthe_core.training.distributed.saving import ShardWriter
+from synthe_core.training.distributed.sharded_state import AVERAGE, WEIGHTS, restore_shards, sharded_tensors
 from synthe_core.training.state import Clock, TrainState
 
 
@@ -39,27 +43,45 @@ def weights_are_finite(state: TrainState) -> bool:
 
 
 def save_checkpoint(path: Path, state: TrainState, recipe: Recipe, data: TrainingData, hardware: Hardware) -> None:
-    """Writes the state: as a model that other verbs read, and beside it what only resuming needs.
-
-    All processes call it, and rank 0 writes.
-    """
+    """Writes the state: as a model that other verbs read, and beside it what only resuming needs."""
     with evaluation_weights(state):
-        tensors = _whole(weights(state.model))
-    training = _training_tensors(state)
-    if not state.engine.ranks.leads:
-        return
-    save(
-        path,
-        recipe=recipe,
-        vocab=state.model.vocab,
-        tensors=tensors,
-        manifest=_manifest(state, hardware),
-        tokenizer=data.tokenizer,
-        classes=data.classes,
-        base=state.base,
-        training=training,
-        state=_facts(state, data),
-    )
+        tensors = weights(state.model)
+    files = _files(state, recipe, data, hardware)
+    training = _small_tensors(state) | {"optimizer": state.optimizer.tensors()}
+    if state.average is not None:
+        training["weights"] = weights(state.model)
+    save(path, tensors=tensors, training=training, **files)
+
+
+def begin_checkpoint(
+    path: Path, state: TrainState, recipe: Recipe, data: TrainingData, hardware: Hardware, writer: ShardWriter
+) -> None:
+    """The same by several processes, all of which call it: their shards are written while training goes on."""
+    everything = sharded_tensors(state)
+    sharded = {name: tensor for name, tensor in everything.items() if tensor.dim()}
+    scalars = {name: whole(tensor).clone() for name, tensor in everything.items() if not tensor.dim()}
+    training = _small_tensors(state) | {"scalars": scalars}
+    exported = WEIGHTS if state.average is None else AVERAGE
+    files = _files(state, recipe, data, hardware)
+
+    def commit(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        single = {name.removeprefix(exported): t for name, t in scalars.items() if name.startswith(exported)}
+        write_files(folder, path, tensors={**tensors, **single}, training=training, **files)
+
+    writer.begin(path, state.step, sharded, exported, commit)
+
+
+def _files(state: TrainState, recipe: Recipe, data: TrainingData, hardware: Hardware) -> dict[str, Any]:
+    """What a checkpoint has besides tensors, as `save` takes it."""
+    return {
+        "recipe": recipe,
+        "vocab": state.model.vocab,
+        "manifest": _manifest(state, hardware),
+        "tokenizer": data.tokenizer,
+        "classes": data.classes,
+        "base": state.base,
+        "state": _facts(state, data),
+    }
 
 
 def _manifest(state: TrainState, hardware: Hardware) -> Manifest:
@@ -78,21 +100,14 @@ def _manifest(state: TrainState, hardware: Hardware) -> Manifest:
     )
 
 
-def _training_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
-    ranks = state.engine.ranks
-    tensors = {"optimizer": _whole(state.optimizer.tensors()), "random": _random_states(state)}
-    if state.average is not None:
-        tensors["weights"] = _whole(weights(state.model))
+def _small_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """What resuming needs besides weights and the optimizer's state, whole, by the name of its file."""
+    tensors = {"random": _random_states(state)}
     if own := dict(state.objective.tensors()):
-        tensors["objective"] = _whole(own)
+        tensors["objective"] = {name: whole(tensor) for name, tensor in own.items()}
     if state.recurrent_state is not None:
-        tensors["carried"] = to_tensors(map_leaves(ranks.join_rows, state.recurrent_state))
+        tensors["carried"] = to_tensors(map_leaves(state.engine.ranks.join_rows, state.recurrent_state))
     return tensors
-
-
-def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sharded tensors in full."""
-    return {name: whole(tensor) for name, tensor in tensors.items()}
 
 
 def _random_states(state: TrainState) -> dict[str, Tensor]:
@@ -145,12 +160,15 @@ def restore(state: TrainState, checkpoint: Checkpoint, data: TrainingData) -> No
 
 
 def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
-    saved = checkpoint.tensors if checkpoint.adapter is None else checkpoint.adapter.tensors
-    raw = checkpoint.training_tensors("weights") if state.average is not None else saved
-    load_weights(state.model, raw, checkpoint.path)
-    if state.average is not None:
-        state.average.load(saved)
-    state.optimizer.load(checkpoint.training_tensors("optimizer"))
+    if has_shards(checkpoint.manifest.files):
+        restore_shards(state, checkpoint)
+    else:
+        saved = checkpoint.tensors if checkpoint.adapter is None else checkpoint.adapter.tensors
+        raw = checkpoint.training_tensors("weights") if state.average is not None else saved
+        load_weights(state.model, raw, checkpoint.path)
+        if state.average is not None:
+            state.average.load(saved)
+        state.optimizer.load(checkpoint.training_tensors("optimizer"))
     carried = checkpoint.training_tensors("carried")
     if carried:
         mine = state.engine.ranks.rows(state.config.batch)

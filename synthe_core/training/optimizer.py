@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthe_core.adapters.lora_linear import trainable_parameters
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model
-from synthe_core.model.sharded_tensors import as_sharded, shard_of
+from synthe_core.model.sharded_tensors import as_sharded, is_sharded, shard_of
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.training.muon import BatchedMuon
 
@@ -100,6 +100,8 @@ class Optimizer:
     def _own(self, name: str, tensor: Tensor) -> Tensor:
         """A saved tensor in memory of its own, of a sharded parameter this process's shard."""
         like = self._parameters.get(name)
+        if is_sharded(tensor):
+            return tensor
         if like is None or like.shape != tensor.shape:
             return tensor.clone()
         return as_sharded(shard_of(tensor, like).clone(), like)

@@ -206,7 +206,7 @@ def _open_run(recipe: Recipe, out: Path | None, resume: bool, init: Path | None,
         return stack.enter_context(new_run(recipe.name, out, TRAINING)), False
     if out is None:
         raise InputError("--resume needs the folder of a run", "synthe train runs/NAME --resume")
-    if init is not None:
+    if init is not None and checkpoints(out):
         raise InputError("a resumed run has weights already", "leave out --resume or --init")
     if not taken(out):
         raise InputError(f"no such run: {out}", "leave out --resume to start one")

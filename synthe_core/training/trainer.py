@@ -18,8 +18,9 @@ from synthe_core.hardware.probe import Hardware
 from synthe_core.model.classifier import Classifier
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.run_folder import RunFolder
-from synthe_core.training.checkpointing import evaluation_weights, save_checkpoint, weights_are_finite
+from synthe_core.training.checkpointing import begin_checkpoint, evaluation_weights, save_checkpoint, weights_are_finite
 from synthe_core.training.data import TrainingData
+from synthe_core.training.distributed.saving import ShardWriter
 from synthe_core.training.loggers import open_loggers
 from synthe_core.training.meter import Meter
 from synthe_core.training.sample import write_sample
@@ -52,6 +53,7 @@ class Trainer:
         self.rows = None if state.objective.whole_batch else self.ranks.rows(recipe.train.batch)
         self.meter = Meter(state.settings, data.bytes_per_token if state.objective.of_text else None, self.ranks)
         self.validation = ValidationPlan(recipe.train, data)
+        self.writer = ShardWriter(self.ranks) if self.ranks.size > 1 else None
         self.loggers = open_loggers(recipe, run.path, state.step) if self.ranks.leads else []
         self.saved = state.counters
         self.phase: Phase | None = None
@@ -81,6 +83,8 @@ class Trainer:
                 yield from self._interrupt()
             yield from self._enter_phase()
             yield from self._step(due.log)
+            yield from self._finish_saving(wait=False)
+        yield from self._finish_saving()
         yield self._progress()
         yield self._result()
 
@@ -93,8 +97,7 @@ class Trainer:
         save = self.state.counters.reached(self.spec.save_every, self.saved)
         log = time.monotonic() - self._logged > LOG_SECONDS
         everyone = self.ranks.numbers(self._fraction(), save, log, self.stop.is_set())
-        fraction, save, log, _ = everyone[0]
-        return Due(fraction, bool(save), bool(log), any(stop for *_, stop in everyone))
+        return Due(everyone[0][0], bool(everyone[0][1]), bool(everyone[0][2]), any(stop for *_, stop in everyone))
 
     def _stopped(self) -> bool:
         """Whether any process was asked to stop."""
@@ -181,6 +184,7 @@ class Trainer:
         hint = "lower train.lr or train.clip, or use runtime.precision=float32"
         if step > self.saved.steps:
             yield from self._save()
+        yield from self._finish_saving()
         if step and step == self.saved.steps:
             hint = f"the last good weights are saved; {hint}"
         raise WorkError(f"{what}, {self.skipped_in_a_row} steps in a row", hint)
@@ -260,15 +264,28 @@ class Trainer:
             yield Notice(f"step {step}: the weights are not finite, and are not saved", "warning")
             return
         path = self.run.checkpoint(step)
-        save_checkpoint(path, self.state, self.recipe, self.data, self.hardware)
-        self.run.prune(self.spec.keep)
+        what = (path, self.state, self.recipe, self.data, self.hardware)
+        if self.writer is not None:
+            yield from self._finish_saving()
+            begin_checkpoint(*what, self.writer)
+        else:
+            save_checkpoint(*what)
+            self.run.prune(self.spec.keep)
+            yield Saved(path, step)
         self.saved = self.state.counters
-        yield Saved(path, step)
+
+    def _finish_saving(self, *, wait: bool = True) -> Iterator[Event]:
+        """Reports the checkpoint that several processes have written meanwhile."""
+        saving = self.writer.finish(wait=wait) if self.writer is not None else None
+        if saving is not None:
+            self.run.prune(self.spec.keep)
+            yield Saved(saving.path, saving.step)
 
     def _interrupt(self) -> Iterator[Event]:
         step = self.state.step
         if step > self.saved.steps:
             yield from self._save()
+        yield from self._finish_saving()
         saved = "; saved" if step and step == self.saved.steps else ""
         raise Interrupted(f"stopped at step {step}{saved}", f"resume with: synthe train {self.run.path} --resume")
 

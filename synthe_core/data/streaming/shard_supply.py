@@ -75,6 +75,13 @@ class ShardSupply:
         stored = self._folder.read(number, start)
         if stored is not None and digest in (None, stored.digest):
             return stored
+        with self._folder.making(number):
+            stored = self._folder.read(number, start)  # of a process that was quicker
+            if stored is not None and digest in (None, stored.digest):
+                return stored
+            return self._made(number, start, digest)
+
+    def _made(self, number: int, start: Position, digest: str | None) -> StreamShard:
         reader, self._reader = self._reader, None  # one that fails is not read on
         if reader is None or not reader.position.is_at(start):
             reader = TokenReader(self._text, start, self._closed)

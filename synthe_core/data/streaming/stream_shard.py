@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +14,16 @@ import numpy as np
 from synthe_core.data.shards import cannot_write
 from synthe_core.data.streaming.position import Position
 from synthe_core.data.streaming.token_reader import TokenReader
-from synthe_core.errors import InputError, WorkError
+from synthe_core.errors import InputError, SyntheError, WorkError
 from synthe_core.storage.atomic import write_file
-from synthe_core.storage.claim import sweep
+from synthe_core.storage.claim import claim, sweep
 
 SHARD = 2**21
 """Tokens of a shard, about: among them sequences are shuffled."""
 ON_DISK = 4
 """Shards of a source on disk: the one that is trained on, those made ahead, and the one before."""
+MAKING = 600.0
+"""Seconds for which a process waits for a shard that another one makes."""
 
 
 class StreamShard(NamedTuple):
@@ -71,6 +75,15 @@ class ShardFolder:
         except (OSError, ValueError, TypeError, KeyError, InputError, RecursionError):
             return None
         return shard if shard.start.is_at(start) and shard.digest == _digest(tokens) else None
+
+    @contextmanager
+    def making(self, number: int) -> Iterator[None]:
+        """Within the block no other process of the machine makes the shard of that number; those that want it wait, and
+        read it afterwards. One that has waited long, or cannot lock files, makes it itself."""
+        with ExitStack() as stack:
+            with suppress(SyntheError, OSError):
+                stack.enter_context(claim(self.path / f"{number:08d}", "tokenizing", parents=True, wait=MAKING))
+            yield
 
     def write(self, shard: StreamShard) -> None:
         """Stores a shard. WorkError if the disk takes no more."""

@@ -49,7 +49,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path, 
         if name in tensors:
             value = tensors[name]
             check_shape(name, target, tuple(value.shape), source)
-            local(target).copy_(shard_of(check_finite(name, value, source), target))
+            local(target).copy_(check_finite(name, shard_of(value, target), source))
     if (release := getattr(tensors, "release", None)) is not None:
         release()
 

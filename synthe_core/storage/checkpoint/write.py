@@ -47,21 +47,54 @@ def save(
     Raises WorkError if the disk is full; an earlier checkpoint at `path` is then unchanged.
     """
     with new_folder(path, claimed=claimed) as folder:
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        if base is not None and recipe.train.lora is not None:
-            base_path = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path, base.weights_digest)
-            reference = Base(path=base_path, sha256=base.weights_digest)
-            manifest = manifest.model_copy(update={"kind": "adapter", "base": reference})
-        else:
-            write_tensors(folder, tensors, shard_bytes)
-            config = model_config(recipe, vocab, classes, manifest.context or manifest.published.get("context"))
-            (folder / "config.json").write_text(_json(config), encoding="utf-8")
-            if tokenizer is not None:
-                tokenizer.save(folder)
-        if state is not None:
-            _write_training(folder / "training", training or {}, state)
-        (folder / MANIFEST).write_text(manifest.with_files(folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_files(
+            folder,
+            path,
+            recipe=recipe,
+            vocab=vocab,
+            tensors=tensors,
+            manifest=manifest,
+            tokenizer=tokenizer,
+            classes=classes,
+            base=base,
+            training=training,
+            state=state,
+            shard_bytes=shard_bytes,
+        )
     return Checkpoint(path)
+
+
+def write_files(
+    folder: Path,
+    path: Path,
+    *,
+    recipe: Recipe,
+    vocab: int,
+    tensors: Mapping[str, Tensor],
+    manifest: Manifest,
+    tokenizer: Tokenizer | None = None,
+    classes: Sequence[str] = (),
+    base: Checkpoint | None = None,
+    training: Mapping[str, Mapping[str, Tensor]] | None = None,
+    state: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the files of a checkpoint, as `save` has them, into a folder that is to be moved to `path`; the manifest
+    last, with what the folder has already."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    if base is not None and recipe.train.lora is not None:
+        base_path = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path, base.weights_digest)
+        reference = Base(path=base_path, sha256=base.weights_digest)
+        manifest = manifest.model_copy(update={"kind": "adapter", "base": reference})
+    else:
+        write_tensors(folder, tensors, shard_bytes)
+        config = model_config(recipe, vocab, classes, manifest.context or manifest.published.get("context"))
+        (folder / "config.json").write_text(_json(config), encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(folder)
+    if state is not None:
+        _write_training(folder / "training", training or {}, state)
+    (folder / MANIFEST).write_text(manifest.with_files(folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def copy_checkpoint(checkpoint: Checkpoint, path: Path, shard_bytes: int = SHARD_BYTES) -> Checkpoint:
@@ -79,7 +112,7 @@ def copy_checkpoint(checkpoint: Checkpoint, path: Path, shard_bytes: int = SHARD
 
 
 def _write_training(folder: Path, training: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "state.json").write_text(_json(state), encoding="utf-8")
     for name, group in training.items():
         if group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,11 @@ class Engine:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Within the block passes that are no `backward` can read the parameters outside of the model's blocks."""
+        yield
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Within the block parameters may be given other values, also within `whole`."""
         yield
 
     def same_passes(self, count: int) -> int:
@@ -120,10 +126,10 @@ class SeveralProcesses(Engine):
         if not buffers:
             return
         counts = column_sums(self.ranks.numbers(*(sums.get(id(each), (each, 0))[1] for each in buffers)))
-        for buffer, count in zip(buffers, counts, strict=True):
-            if count:
+        for buffer, passes in zip(buffers, counts, strict=True):
+            if passes:
                 mine = sums[id(buffer)][0] if id(buffer) in sums else torch.zeros_like(buffer)
-                buffer.copy_(self.ranks.sum(mine) / count)
+                buffer.copy_(self.ranks.sum(mine) / passes)
 
 
 class Replicas(SeveralProcesses):
@@ -133,7 +139,12 @@ class Replicas(SeveralProcesses):
         super().__init__(model, ranks)
         from torch.nn.parallel import DistributedDataParallel
 
-        self._module = DistributedDataParallel(PassModule(model), broadcast_buffers=False, find_unused_parameters=True)
+        with warnings.catch_warnings():  # torch 2.13 renames the option
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._module = DistributedDataParallel(
+                PassModule(model), broadcast_buffers=False, find_unused_parameters=True
+            )
         self._module.register_comm_hook(None, _sum_gradients)
 
     def backward(self, forward: Forward, *, last: bool, layers_alone: bool = False) -> Loss:
@@ -147,7 +158,7 @@ class Replicas(SeveralProcesses):
         return next((cause for cause in causes if cause != ONLY_NORM), ONLY_NORM)
 
 
-def _sum_gradients(_, bucket):  # type: ignore[no-untyped-def]  # torch reads annotations, and wants its own
+def _sum_gradients(_, bucket):  # without annotations: torch reads them, and wants its own
     """DistributedDataParallel's reduction of a bucket of gradients: their sum, where its own takes the mean."""
     import torch.distributed as dist
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +68,7 @@ class Shards(SeveralProcesses):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
             module.set_reduce_scatter_unused_params(True)
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # states may be views, and nothing changes them
         self._used: set[str] = set()
         self._depth = 0  # of `whole` in `whole`
         with self.whole():
@@ -86,8 +88,7 @@ class Shards(SeveralProcesses):
     @contextmanager
     def whole(self) -> Iterator[None]:
         if not self._depth:
-            with torch.no_grad():
-                self._module(lambda model: None)  # the root gathers what is outside of blocks, and does not free it
+            self._gather()
         self._depth += 1
         try:
             yield
@@ -95,6 +96,19 @@ class Shards(SeveralProcesses):
             self._depth -= 1
             if not self._depth:
                 self._module.reshard()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        if self._depth:
+            self._module.reshard()
+        yield
+        if self._depth:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Gathers what is outside of blocks: the root of FSDP does so before a pass, and does not free it after."""
+        with torch.no_grad():
+            self._module(lambda model: None)
 
     def same_passes(self, count: int) -> int:
         return round(max(each[0] for each in self.ranks.numbers(count)))

@@ -46,11 +46,13 @@ class ORPO(Objective):
         )
 
     def prepare(self, model: Any, batch: Batch) -> Batch:
+        return self._weighted(batch).select(self.ranks.rows(len(batch.inputs)))
+
+    def _weighted(self, batch: Batch) -> Batch:
         chosen = answer_tokens(self._likely(batch))[::2]
         weight = torch.zeros(len(batch.inputs))
         weight[::2] = len(chosen) / max(1, int(chosen.sum()))
-        mine = self.ranks.rows(len(batch.inputs))
-        return batch._replace(extras={**batch.extras, WEIGHT: weight}).select(mine)
+        return batch._replace(extras={**batch.extras, WEIGHT: weight})
 
     def _likely(self, batch: Batch) -> Batch:
         """The batch with the targets of the likelihood in the rows of chosen answers."""
@@ -87,7 +89,7 @@ class ORPO(Objective):
     def evaluate(self, model: Any, batches: Iterable[Batch], context: ExecutionContext) -> Iterator[ORPOScore]:
         score = ORPOScore()
         for batch in batches:
-            prepared = self.prepare(model, batch).to(context.device)
+            prepared = self._weighted(batch).to(context.device)
             with torch.no_grad(), context.activate():
                 score.add(self(model, prepared, ObjectiveContext()), len(batch.inputs) // 2)
             yield score

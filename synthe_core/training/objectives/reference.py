@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -68,8 +68,10 @@ class Reference:
             self._swap(model)
 
     def _swap(self, model: nn.Module) -> None:
-        for name, tensor in _trained(model).items():
-            self._weights[name] = exchange(tensor, self._weights[name])
+        engine = None if self._setup is None else self._setup.engine
+        with nullcontext() if engine is None else engine.changing():
+            for name, tensor in _trained(model).items():
+                self._weights[name] = exchange(tensor, self._weights[name])
 
     def logprobs(self, model: Any, batch: Batch, *, store: bool = True) -> Tensor:
         """log p_ref(answer | prompt) of each row on the CPU, [B]. store: for later calls with the same rows."""

@@ -1,23 +1,29 @@
 """A process of a test: `python -m tests.training.distributed.worker RANK SIZE FOLDER` trains every job of FOLDER.
 
-FOLDER/jobs.json is a list of {recipe, out, init, resume}. The processes meet by a file in FOLDER, so no port is needed
-beforehand. What a job ends with, a result or an error, goes to FOLDER/results-RANK.json.
+FOLDER/jobs.json is a list of {recipe, out, init, resume, stop}, where stop is the step after which it is stopped. The
+processes meet by a file in FOLDER, so no port is needed beforehand. What a job ends with, a result or an error, goes to
+FOLDER/results-RANK.json.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from synthe_core.errors import SyntheError
-from synthe_core.events import Result
+from synthe_core.events import Metric, Result
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training import train
 from synthe_core.training.distributed.ranks import SINGLE, ProcessRanks, Ranks
@@ -25,12 +31,33 @@ from synthe_core.training.distributed.ranks import SINGLE, ProcessRanks, Ranks
 TIMEOUT = timedelta(seconds=120)
 
 
+def fill_disk(rank: int, job: dict[str, Any]) -> None:
+    """On the job's rank, the disk takes no more shards after some."""
+    full = job.get("full_disk")
+    if full is None or full["rank"] != rank:
+        return
+    write, left = HuggingFaceStorageWriter.write_data, [full["after"]]
+
+    def fails(self: Any, *arguments: Any) -> Any:
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left[0] -= 1
+        return write(self, *arguments)
+
+    HuggingFaceStorageWriter.write_data = fails  # type: ignore[method-assign]
+
+
 def run(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """What a job ends with."""
     init = None if job.get("init") is None else Path(job["init"])
     try:
         recipe = Recipe.model_validate(job["recipe"])
-        for event in train(recipe, out=Path(job["out"]), init=init, resume=job.get("resume", False), ranks=ranks):
+        fill_disk(ranks.rank, job)
+        stop = Event()
+        events = train(recipe, out=Path(job["out"]), init=init, resume=job.get("resume", False), stop=stop, ranks=ranks)
+        for event in events:
+            if isinstance(event, Metric) and event.step >= job.get("stop", math.inf) and ranks.rank == ranks.size - 1:
+                stop.set()  # only the last process is asked to stop
             if isinstance(event, Result):
                 return {"values": event.values}
     except SyntheError as error:

@@ -1,0 +1,53 @@
+"""Starting the processes of one machine, through torch's elastic agent, and starting them again after a loss."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+
+from synthe_core.events import Event, Notice
+
+RESTARTS = 3
+"""How often processes that were killed are started again."""
+STOPPED = 130
+
+
+def launch(arguments: Sequence[str], processes: int, restarts: int = RESTARTS) -> Iterator[Event]:
+    """Runs `synthe ARGUMENTS` in `processes` processes of this machine, and exits with their code.
+
+    Processes that end by a signal, one of them or all, are started again together, at most `restarts` times: they go
+    on from the newest checkpoint. They have torchrun's environment, and find each other through a free port.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    for attempt in range(restarts + 1):
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=secrets.token_hex(8),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            metrics_cfg={},
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "synthe_cli", *arguments)
+            return
+        except SignalException:
+            raise SystemExit(STOPPED) from None
+        except ChildFailedError as error:
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        killed = [rank for rank, code in sorted(codes.items()) if code < 0]
+        if not killed or attempt == restarts:
+            raise SystemExit(next((code for code in codes.values() if code > 0), 1))
+        ended = f"process {killed[0]} was ended by signal {-codes[killed[0]]}"
+        yield Notice(f"{ended}: all start again from the newest checkpoint ({attempt + 1} of {restarts})", "warning")

@@ -1,0 +1,69 @@
+"""Runs of the variants, each of which is trained once for all tests that look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.distributed.together import train_together
+from tests.training.distributed.variants import Variants, sharded
+
+MESHES: dict[str, tuple[int, Callable[[Any], Any]]] = {
+    "one": (1, lambda recipe: recipe),
+    "two copies": (2, lambda recipe: recipe),
+    "two shards": (2, sharded),
+    "four copies": (4, lambda recipe: recipe),
+    "two of two shards": (4, lambda recipe: sharded(recipe, replicate=2)),
+}
+"""The number of processes, and how a recipe is changed for them."""
+
+
+class Runs:
+    """`runs(mesh, names)`: the run folders of these variants, trained by the processes of a mesh."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        folder.mkdir()
+        self.folder, self.variants = folder, Variants(folder, steps)
+        self._done: dict[str, dict[str, Path]] = {}
+
+    def __call__(self, mesh: str, names: Sequence[str]) -> dict[str, Path]:
+        size, change = MESHES[mesh]
+        done = self._done.setdefault(mesh, {})
+        base = self.folder / "base"
+        jobs, outs = [], {}
+        if mesh == "one" and not base.exists():
+            short = self.variants.recipe(budget="5steps", validations=1)
+            jobs.append({"recipe": short, "out": str(base)})
+        for name in names:
+            if name not in done:
+                outs[name] = self.folder / f"{name} {mesh}"
+                init = str(base) if "lora" in name else None
+                recipe = change(self.variants.named(name))
+                jobs.append({"recipe": recipe, "out": str(outs[name]), "init": init})
+        if jobs:
+            ended = train_together(self.folder / f"workers {mesh} {len(done)}", size, jobs)
+            assert not (failed := [each for each in ended if "error" in each]), failed
+            done |= outs
+        return done
+
+
+@pytest.fixture(scope="session")
+def _cache_of_all(cache: Path) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SYNTHE_CACHE", str(cache))
+        yield cache
+
+
+@pytest.fixture(scope="session")
+def short_runs(tmp_path_factory: pytest.TempPathFactory, _cache_of_all: Path) -> Runs:
+    """Of twelve steps."""
+    return Runs(tmp_path_factory.mktemp("short") / "runs", steps=12)
+
+
+@pytest.fixture(scope="session")
+def long_runs(tmp_path_factory: pytest.TempPathFactory, _cache_of_all: Path) -> Runs:
+    """Of fifty steps."""
+    return Runs(tmp_path_factory.mktemp("long") / "runs", steps=50)
