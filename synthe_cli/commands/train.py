@@ -22,7 +22,7 @@ from synthe_cli.options import (
     overrides,
     shipped_recipes,
 )
-from synthe_cli.processes import launch_processes, rank_0_reports
+from synthe_cli.processes import LAUNCHERS, Launch, launch_processes, rank_0_reports, report_and_exit
 from synthe_cli.renderer import SilentRenderer, choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError
@@ -48,7 +48,8 @@ synthe train --init model.gguf --data letters.txt --lora rank=16,quantize=as_sto
 synthe train --init models/smollm2 --document handbook.pdf --lora rank=32 --out runs/handbook
 synthe train tiny | synthe generate - --prompt "import "         then generate text
 synthe train recipes/tiny.yaml --processes 2                     two processes of this machine, the same numbers as one
-torchrun --nproc-per-node 8 -m synthe_cli train recipes/1.3b.yaml --set runtime.mesh.shard=auto
+torchrun --nproc-per-node 8 -m synthe_cli train recipes/60m.yaml --set runtime.mesh.shard=auto
+synthe train recipes/60m.yaml --nodes 4 --gpus 8 --launcher slurm --slurm partition=gpu,time=600
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
 )
@@ -105,8 +106,28 @@ def train(
     ] = None,
     processes: Annotated[
         int,
-        typer.Option("--processes", metavar="N", min=1, help="Train by N processes of this machine, one a GPU."),
+        typer.Option(
+            "--processes", "--gpus", metavar="N", min=1, help="Train by N processes of each machine, one a GPU."
+        ),
     ] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="How many machines train together.")] = 1,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            "--launcher",
+            metavar="NAME",
+            help="What starts the processes: local, torchrun (run the command on every machine) or slurm.",
+            autocompletion=lambda: list(LAUNCHERS),
+        ),
+    ] = "local",
+    rendezvous: Annotated[
+        str | None,
+        typer.Option("--rendezvous", metavar="HOST:PORT", help="Where machines meet, with --launcher torchrun."),
+    ] = None,
+    slurm: Annotated[
+        str | None,
+        typer.Option("--slurm", metavar="KEY=VALUE,...", help="Options of Slurm, as partition=gpu,time=600 (minutes)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the model of a recipe, and print the path of the run.
@@ -114,8 +135,8 @@ def train(
     Progress goes to stderr; metrics.jsonl in the run folder has every metric. Ctrl-C saves a checkpoint and stops, and
     --resume continues from it with identical results.
     """
-    if processes > 1:
-        launch_processes(processes, as_json)
+    if processes > 1 or nodes > 1 or launcher != "local":
+        launch_processes(Launch(nodes, processes, launcher, rendezvous, slurm), as_json)
         return
     objective = objective or ("distill" if teacher else None)
     given = [f"objective.type={objective}"] if objective else []
@@ -144,7 +165,7 @@ def train(
         folder = folder or newest_run(loaded.name)
         resume = folder is not None and folder.exists()
         first = None if folder is not None and checkpoints(folder) else first
-    with rank_0_reports() as leads, process_group(loaded) as ranks:
+    with rank_0_reports() as leads, process_group(loaded, abandon=report_and_exit) as ranks:
         renderer = choose_renderer(as_json) if leads else SilentRenderer()
         with renderer as shown, stop_on_signal(silent=not leads) as stop:
             steps = verb(loaded, out=folder, resume=resume, init=first, stop=stop, ranks=ranks)

@@ -75,7 +75,7 @@ def accumulate_gradients(
     states: list[ModelState] = []
     for number, part in enumerate(parts, start=1):
         passes.add(part, None, last=number == len(parts))
-    starts = range(0, batch.inputs.shape[0], settings.micro_batch) if carry else ()
+    starts = list(range(0, batch.inputs.shape[0], settings.micro_batch)) if carry else []
     for first in starts:
         rows = slice(first, first + settings.micro_batch)
         current = None if state is None else map_leaves(lambda leaf, rows=rows: leaf[rows], state)

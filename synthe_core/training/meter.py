@@ -78,7 +78,7 @@ class Meter:
         mine = {("nats", ""): sum(map(float, self._nats))}
         mine |= {("auxiliary", name): sum(map(float, parts)) for name, parts in self._auxiliary.items()}
         mine |= {("flops", name): value for name, value in self._flops.sums().items()}
-        ratios = {"measures": self._measures.sums(), "means": self._means}
+        ratios: dict[str, Mapping[str, tuple[Any, Any]]] = {"measures": self._measures.sums(), "means": self._means}
         for kind, means in ratios.items():
             for name, (total, weight) in means.items():
                 mine |= {(kind, name): float(total), (f"{kind} weight", name): float(weight)}

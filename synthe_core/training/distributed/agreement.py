@@ -42,6 +42,7 @@ def in_turns(ranks: Ranks, work: Generator[Event, None, T]) -> Generator[Event, 
                 result = yield from work
             except SyntheError as each:
                 error = each
+        ranks.meet()
         first = next((each for each in ranks.gather(error) if each is not None), None)
         if first is not None:
             raise first

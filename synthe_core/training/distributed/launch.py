@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
 from synthe_core.events import Event, Notice
+from synthe_core.training.distributed.start import RESTARTS as RESTARTED
 
 RESTARTS = 3
 """How often processes that were killed are started again."""
@@ -24,10 +27,11 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = RESTARTS) -
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # rank 0 says what failed
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     for attempt in range(restarts + 1):
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
+        os.environ[RESTARTED] = str(attempt)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -46,7 +50,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = RESTARTS) -
             raise SystemExit(STOPPED) from None
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        killed = [rank for rank, code in sorted(codes.items()) if code < 0]
+        killed = [rank for rank, code in sorted(codes.items()) if code < 0 and -code != signal.SIGTERM]  # the agent's
         if not killed or attempt == restarts:
             raise SystemExit(next((code for code in codes.values() if code > 0), 1))
         ended = f"process {killed[0]} was ended by signal {-codes[killed[0]]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+POLL = 0.1  # seconds
 
 
 class Ranks:
@@ -45,6 +47,9 @@ class Ranks:
         """Rank 0's `value`."""
         return value
 
+    def meet(self) -> None:
+        """Waits for all ranks, however long their work takes."""
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
         return tensor
@@ -67,6 +72,7 @@ class ProcessRanks(Ranks):
         self._dist = dist
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_rank = self.rank if local_rank is None else local_rank
+        self._meetings = 0
 
     def numbers(self, *values: float) -> list[list[float]]:
         mine = torch.tensor(values, dtype=torch.float64)
@@ -83,6 +89,15 @@ class ProcessRanks(Ranks):
         values: list[Any] = [value]
         self._dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
+
+    def meet(self) -> None:
+        # A collective operation has a limit of time, and so counts here are polled.
+        store: Any = self._dist.distributed_c10d._get_default_store()
+        self._meetings += 1
+        key = f"synthe/meeting-{self._meetings}"
+        store.add(key, 1)
+        while store.add(key, 0) < self.size:
+            time.sleep(POLL)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,10 @@ FAILURE = "synthe/failure"
 """The key of the store under which the first process that fails says why."""
 NOTICED = 2.0
 """Seconds in which the others notice that a process has failed, and ask why."""
+PATIENCE = 8.0
+"""Seconds in which rank 0 ends by itself after that."""
+RESTARTS = "SYNTHE_RESTARTS"
+"""The variable in which `launch` counts them."""
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOST = (
     "a process was lost: the others wait in vain",
@@ -38,13 +43,18 @@ def world_size() -> int:
 
 def restarts() -> int:
     """How often these processes were started before, after a failure."""
-    text = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return int(text) if text.isdecimal() else 0
+    counts = (os.environ.get(name, "0") for name in (RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
+    return max(int(text) if text.isdecimal() else 0 for text in counts)
 
 
 @contextmanager
-def process_group(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[Ranks]:
+def process_group(
+    recipe: Recipe, hardware: Hardware | None = None, abandon: Callable[[SyntheError], None] | None = None
+) -> Iterator[Ranks]:
     """The processes of torchrun's environment, with which this one trains `recipe`; alone outside of it.
+
+    abandon: called on rank 0, in a thread, with the error of a process for which rank 0 itself waits in vain: within a
+    collective operation on a GPU nothing else can end it.
 
     Raises InputError where they have other recipes, WorkError where one does not come within `runtime.mesh.timeout`.
     An error of any process in the block is raised on rank 0, and on the others an error with its exit code.
@@ -55,6 +65,9 @@ def process_group(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[
     import torch.distributed as dist
 
     ranks = _join(recipe, hardware or probe())
+    ended = threading.Event()
+    if abandon is not None and ranks.leads:
+        threading.Thread(target=_watch, args=(_store(), ended, abandon), name="failures", daemon=True).start()
     try:
         _check_same(recipe, ranks)
         yield ranks
@@ -71,6 +84,7 @@ def process_group(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[
         _tell(WorkError(f"rank {ranks.rank}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
         raise
     finally:
+        ended.set()
         with suppress(Exception):
             dist.destroy_process_group()
 
@@ -141,12 +155,29 @@ def _reason() -> SyntheError:
     end = time.monotonic() + NOTICED
     while time.monotonic() < end:
         with suppress(Exception):
-            if _store().check([FAILURE]):
-                left = json.loads(_store().get(FAILURE))
-                kind = {2: InputError, 130: Interrupted}.get(left["exit_code"], WorkError)
-                return kind(left["lines"], left["hint"])
+            if (error := _left(_store())) is not None:
+                return error
         time.sleep(0.1)
     return WorkError(*LOST)
+
+
+def _watch(store: Any, ended: threading.Event, abandon: Callable[[SyntheError], None]) -> None:
+    """Calls `abandon` where a process has failed and this one has not ended some seconds later."""
+    error = None
+    while error is None and not ended.wait(NOTICED / 2):
+        with suppress(Exception):
+            error = _left(store)
+    if error is not None and not ended.wait(PATIENCE):
+        abandon(error)
+
+
+def _left(store: Any) -> SyntheError | None:
+    """The error that a process has left; None if there is none."""
+    if not store.check([FAILURE]):
+        return None
+    left = json.loads(store.get(FAILURE))
+    kind = {2: InputError, 130: Interrupted}.get(left["exit_code"], WorkError)
+    return kind(left["lines"], left["hint"])
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

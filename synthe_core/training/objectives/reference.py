@@ -135,7 +135,7 @@ def _digest(setup: ObjectiveSetup, excluded: Iterable[Tensor]) -> str:
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in left_out:
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

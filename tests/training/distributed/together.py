@@ -12,7 +12,7 @@ from typing import Any
 from tests.paths import ROOT
 from tests.processes import start
 
-LIMIT = 240.0
+LIMIT = 500.0
 
 
 def train_together(folder: Path, size: int, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
