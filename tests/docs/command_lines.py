@@ -16,7 +16,7 @@ SHELL_WORDS = {"do", "then", "else", "time", "if", "!"}
 OTHER_PROGRAMS = {
     *("cat", "cp", "curl", "echo", "git", "jq", "ls", "openssl", "ssh-keygen", "unzip"),
     *("for", "done", "fi"),
-    *("lm-eval", "mkdocs", "mypy", "pip", "pytest", "python", "ruff", "transformers", "uv"),
+    *("lm-eval", "mkdocs", "mypy", "pip", "pytest", "python", "ruff", "torchrun", "transformers", "uv"),
 }
 
 
