@@ -107,18 +107,14 @@ def train(
         stack.push(partial(_close, run, begins=not resume))
         if checkpoint is not None:
             finished = yield from _resume(state, checkpoint, recipe, data, changes)
-            if unreadable := run.rewind(state.step):
-                metrics = path / "metrics.jsonl"
-                yield Notice(f"{metrics}: {unreadable} lines are no metrics, and stay as they are", "warning")
+            yield from _rewind(run, state.step)
             if finished:
                 yield Result({"steps": state.step, **state.metrics}, path)
                 return
         elif resume:
             yield Notice(f"{path} has no checkpoint yet: training starts from the beginning")
             run.rewind(-1)
-        run.write_recipe(recipe)
-        if not isinstance(recipe.model, PublishedSpec):  # transformers itself looks for weights beside its config.json
-            run.write_config(model_config(recipe, state.model.vocab, data.classes, state.context), data.tokenizer)
+        _describe(run, recipe, data, state)
         yield _summary(state, hardware, mesh)
         if checkpoint is None or checkpoint.training_state()["device"] != settings.device.type:
             yield from _tune(state, recipe, hardware)
@@ -135,6 +131,20 @@ def _close(run: RunFolder, kind: type[BaseException] | None, *_: object, begins:
     if begins and kind is not None and issubclass(kind, Exception) and not issubclass(kind, Interrupted):
         run.discard_unused()
     run.close()
+
+
+def _rewind(run: RunFolder, step: int) -> Iterator[Event]:
+    """Drops the metrics of steps that are done again."""
+    if unreadable := run.rewind(step):
+        metrics = run.path / "metrics.jsonl"
+        yield Notice(f"{metrics}: {unreadable} lines are no metrics, and stay as they are", "warning")
+
+
+def _describe(run: RunFolder, recipe: Recipe, data: TrainingData, state: TrainState) -> None:
+    """Writes into the run's folder what it trains."""
+    run.write_recipe(recipe)
+    if not isinstance(recipe.model, PublishedSpec):  # transformers itself looks for weights beside its config.json
+        run.write_config(model_config(recipe, state.model.vocab, data.classes, state.context), data.tokenizer)
 
 
 def _run_folder(path: Path, ranks: Ranks) -> RunFolder:
