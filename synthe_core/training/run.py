@@ -83,8 +83,7 @@ def train(
 
     Raises InputError for a bad recipe or argument, WorkError for what fails while training: a full disk, divergence.
     """
-    stop = stop or Stop()
-    hardware = hardware or probe()
+    stop, hardware = stop or Stop(), hardware or probe()
     recipe = with_student(recipe)
     recipe.meta_model(PROBE_VOCAB)  # an error for impossible sizes, before any work
     settings = settings_for(recipe, hardware)
