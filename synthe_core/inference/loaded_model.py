@@ -66,6 +66,7 @@ class LoadedModel:
     context: how its passes run. recommended: whether `defaults` are those of its generation_config.json.
     base_digests: those that an adapter of it may record. weights: the format of its matrices, `float32` or one in
     which they are multiplied by integers, and `weights_reason` why. speculation: how texts are drafted, None for not.
+    early_exit_blocks: after how many blocks it was trained to predict too; None for the last one only.
     """
 
     name: str
@@ -82,6 +83,7 @@ class LoadedModel:
     weights: str = FLOAT32
     weights_reason: str = ""
     speculation: Speculation | None = None
+    early_exit_blocks: int | None = None
     _decoder: FusedDecoder | None = field(default=None, init=False, repr=False)
     _refusal: tuple[str | None] | None = field(default=None, init=False, repr=False)
     _captured: CapturedDecoder | None = field(default=None, init=False, repr=False)
@@ -129,6 +131,7 @@ class LoadedModel:
             context=context,
             weights=choice.format or FLOAT32,
             weights_reason=choice.reason,
+            early_exit_blocks=checkpoint.recipe.early_exit_blocks,
         )
 
     @property

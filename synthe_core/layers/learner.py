@@ -109,6 +109,8 @@ class Pass:
     exploration:    the tokens that train a depth router (see `model.depth.ExplorationSample`); None without any.
     without:        paths of the modules that this pass leaves out: they add nothing, and their state is unchanged.
     angles:         rotary angles that learners of this pass have computed (see `layers.rope.pass_angles`).
+    exit_after:     how many blocks are before an early exit, None without one; exit_hidden: the normalised output of
+                    the last of them, what the head reads there.
     tokens:         for a trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
     """
 
@@ -121,6 +123,8 @@ class Pass:
     skipped: list[float | Tensor] = field(default_factory=list)
     buffer_updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     exploration: Any = None
+    exit_after: int | None = None
+    exit_hidden: Tensor | None = None
     without: frozenset[str] = frozenset()
     trace: Trace | None = None
     path: str = ""

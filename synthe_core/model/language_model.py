@@ -20,6 +20,7 @@ from synthe_core.layers.trace import Trace
 from synthe_core.model.block import NORMS, Block, OpaquePass, pass_of
 from synthe_core.model.confidence import ConfidenceHead
 from synthe_core.model.depth import Choice, ExplorationSample, Router
+from synthe_core.model.early_exit import EarlyExitLoss
 from synthe_core.model.head import Head
 from synthe_core.model.parts import parts, without_parts
 from synthe_core.model.spec import ModelSpec
@@ -189,6 +190,8 @@ class Backbone(nn.Module):
             if sample is not None:
                 sample.record(x)
             after.append(remembered)
+            if index + 1 == ctx.exit_after:
+                ctx.exit_hidden = self.norm(x)
         return self.norm(x), after
 
     @property
@@ -257,14 +260,19 @@ class LanguageModel(Backbone):
             self.confidence = ConfidenceHead(spec.confidence, spec.width, spec.published)
 
     def hidden(
-        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        lengths: Tensor | None = None,
+        trace: Trace | None = None,
+        exit_after: int | None = None,
     ) -> tuple[Tensor, ModelState, Pass]:
         """The normalised output of the last block, [B, T, D], before the head. Rows of the embedding [B, T, D] may be
-        given for the tokens."""
+        given for the tokens. exit_after: that of so many blocks is wanted too (`Pass.exit_hidden`)."""
         start = 0 if state is None else None
         state = state or self.init_state(tokens.shape[0])
         ctx = Pass.over(tokens, lengths, state.position, trace)
-        ctx.start = start
+        ctx.start, ctx.exit_after = start, exit_after
         hidden, after = self.run(self.embed(tokens, ctx.positions), state.blocks, ctx)
         seen = tokens.shape[1] if lengths is None else lengths
         return hidden, ModelState(state.position + seen, after), ctx
@@ -290,14 +298,20 @@ class LanguageModel(Backbone):
         state: ModelState | None = None,
         lengths: Tensor | None = None,
         per_token: bool = False,
+        early_exit: EarlyExitLoss | None = None,
     ) -> tuple[Loss, ModelState]:
         """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each. `per_token`: the
-        loss of each token, too, carries a gradient."""
-        hidden, after, ctx = self.hidden(tokens, state, lengths)
+        loss of each token, too, carries a gradient. early_exit: its loss is one of the auxiliary ones."""
+        exit_after = None if early_exit is None else early_exit.blocks
+        hidden, after, ctx = self.hidden(tokens, state, lengths, exit_after=exit_after)
         confident = self.confidence is not None and "confidence" not in ctx.without
         total, each, top = self.head.cross_entropy(hidden, targets, confident, per_token)
         scored, logged = (targets != IGNORED).sum(), measures(ctx)
         losses = self.auxiliary_losses(hidden, ctx, targets, top)
+        if early_exit is not None:
+            assert ctx.exit_hidden is not None
+            own = self.head.cross_entropy(ctx.exit_hidden, targets, False, False)[0]
+            losses["early_exit"] = early_exit.weight * own / scored.clamp_min(1)
         if self.confidence is not None and not confident:
             ctx.skip_flops(self.confidence.flops())
         return Loss(total, scored, losses, each, logged, sum(ctx.skipped), tuple(ctx.buffer_updates)), after

@@ -263,6 +263,21 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _an_early_exit_is_before_the_last_block(self) -> Recipe:
+        if self.early_exit_blocks is None:
+            return self
+        path, blocks = ("objective", "early_exit"), self.model.blocks
+        if not isinstance(self.model, ModelSpec):
+            raise field_error(path, "transformers runs this model", "leave it out")
+        if self.model.depth is not None:
+            raise field_error(path, "each token decides how many blocks it runs", "leave out model.depth, or this")
+        if self.early_exit_blocks >= blocks:
+            raise field_error(
+                (*path, "blocks"), f"the model has {blocks} blocks", f"at most {blocks - 1} come before an exit"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_stream_has_no_end(self) -> Recipe:
         if not self.data.stream:
             return self
@@ -280,6 +295,12 @@ class Recipe(Spec):
             if given:
                 raise field_error(path, reason, f"leave out {'.'.join(path)}, or data.stream")
         return self
+
+    @property
+    def early_exit_blocks(self) -> int | None:
+        """How many blocks are before the early exit that the model is trained with; None without one."""
+        exit = getattr(self.objective, "early_exit", None)
+        return None if exit is None else int(exit.blocks)
 
     @property
     def reads(self) -> Reads:

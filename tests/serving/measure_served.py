@@ -1,7 +1,8 @@
 """How long a token takes over HTTP and in the bare engine, in turns: `python -m tests.serving.measure_served MODEL`.
 
-[--rows 1,8,32] [--threads 1] [--turns 7] [--tokens 60]. Greedy chat completions that stream, from a client in a process
-of its own. Prints milliseconds of a step of both, and the median of the turns' ratios.
+[--rows 1,8,32] [--threads 1] [--turns 7] [--tokens 60]. Greedy chat completions that stream, of a model without a chat
+template completions, from a client in a process of its own. Prints milliseconds of a step of both, and the median of
+the turns' ratios.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from tests.processes import run_program
 MESSAGES = [{"role": "user", "content": "Tell me a long story about the sea and a lighthouse."}]
 CLIENT = """
 import http.client, json, sys, threading, time
-host, port, rows, body = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+host, port, rows, body, path = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 times = [[] for _ in range(rows)]
 def read(row):
     connection = http.client.HTTPConnection(host, port)
-    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     while line := answer.readline():
         if line.startswith(b"data:"):
@@ -45,10 +46,16 @@ print(json.dumps([(each[-3] - each[3]) / (len(each) - 6) for each in times]))
 """
 
 
+def prompt_of(model: LoadedModel) -> str:
+    if model.tokenizer.chat_template is None:
+        return MESSAGES[0]["content"]
+    return chat_template.render(model.tokenizer, MESSAGES)
+
+
 def bare(model: LoadedModel, rows: int, count: int) -> float:
     """Milliseconds of a step."""
     engine = Engine([model], max_num_seqs=rows, cache_bytes=0, max_state_bytes=1 << 40)
-    prompt = tuple(model.tokenizer.encode_marked(chat_template.render(model.tokenizer, MESSAGES)))
+    prompt = tuple(model.tokenizer.encode_marked(prompt_of(model)))
     greedy = SamplingParams(temperature=0)
     request = Request(model.name, prompt, count, greedy, return_logprob=False, ignore_eos=True)
     sequences = [engine.add_request(request, lambda output: False) for _ in range(rows)]
@@ -65,8 +72,10 @@ def bare(model: LoadedModel, rows: int, count: int) -> float:
 def served(server: Server, model: LoadedModel, rows: int, count: int) -> float:
     """Milliseconds between two tokens of a stream."""
     settings = {"max_tokens": count, "temperature": 0, "ignore_eos": True, "stream": True}
-    body = json.dumps({"model": model.name, "messages": MESSAGES, **settings})
-    command = [sys.executable, "-c", CLIENT, server.host, str(server.port), str(rows), body]
+    is_chat = model.tokenizer.chat_template is not None
+    path, text = ("chat/completions", MESSAGES) if is_chat else ("completions", prompt_of(model))
+    body = json.dumps({"model": model.name, "messages" if is_chat else "prompt": text, **settings})
+    command = [sys.executable, "-c", CLIENT, server.host, str(server.port), str(rows), body, f"/v1/{path}"]
     gaps = json.loads(run_program(command, check=True, capture_output=True, text=True).stdout)
     return 1e3 * sum(gaps) / rows
 

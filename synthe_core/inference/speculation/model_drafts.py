@@ -80,12 +80,13 @@ class DraftModelProposer:
 
 class EarlyExitProposer:
     """The likeliest next tokens under the model's first blocks, its norm and its head, from its own state (Elhoushi
-    et al. 2024, LayerSkip, without their training)."""
+    et al. 2024, LayerSkip). A model may be trained for it: `early_exit` of the objective language_modeling."""
 
     is_free = False
 
     def __init__(self, model: LoadedModel, blocks: int | None = None) -> None:
-        """blocks: how many; by default a third of them. InputError if the model cannot leave the others out."""
+        """blocks: how many; by default those that it was trained with, or a third. InputError if the model cannot leave
+        the others out."""
         whole = model.model
         own = getattr(whole, "blocks", None)
         if own is None:
@@ -96,7 +97,7 @@ class EarlyExitProposer:
             )
         if len(own) < 2:
             raise InputError("--speculate early-exit: the model has a single block", "use ngram or draft=MODEL")
-        blocks = max(1, len(own) // 3) if blocks is None else blocks
+        blocks = blocks or model.early_exit_blocks or max(1, len(own) // 3)
         if not 0 < blocks < len(own):
             raise InputError(
                 f"--speculate early-exit={blocks}: the model has {len(own)} blocks", f"1 to {len(own) - 1} may draft"
