@@ -21,7 +21,7 @@ def open_documents(path: Path) -> Searcher:
     from synthe_cli.renderer import choose_renderer
     from synthe_core.events import drain
     from synthe_core.hardware.probe import cache_dir
-    from synthe_core.retrieval.document_index import DocumentIndex, is_index
+    from synthe_core.retrieval.document_index import VERSION, DocumentIndex, is_index
     from synthe_core.retrieval.indexing import index_documents
     from synthe_core.retrieval.opening import open_searcher
     from synthe_core.retrieval.search import Searcher
@@ -29,7 +29,7 @@ def open_documents(path: Path) -> Searcher:
     if is_index(path):
         return open_searcher(path)
     name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:16]
-    file = Path(cache_dir()) / "documents" / f"{name}.db"
+    file = Path(cache_dir()) / "documents" / f"{name}.{VERSION}.db"
     file.parent.mkdir(parents=True, exist_ok=True)
     index = DocumentIndex(file, create=True)
     with choose_renderer(as_json=False) as shown:

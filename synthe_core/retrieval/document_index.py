@@ -19,7 +19,7 @@ from synthe_core.data.document_text.passages import Passage
 from synthe_core.errors import InputError, SyntheError, WorkError
 from synthe_core.retrieval.words import match_any, query_words
 
-VERSION = 1
+VERSION = 2
 APPLICATION = 0x53594E44  # "SYND" in the file's header: an index, and no other database
 MAGIC = b"SQLite format 3\0"
 BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction
@@ -30,7 +30,8 @@ CREATE TABLE documents (
 );
 CREATE TABLE passages (
   id INTEGER PRIMARY KEY AUTOINCREMENT, document INTEGER NOT NULL REFERENCES documents(id) ON DELETE CASCADE,
-  number INTEGER NOT NULL, heading TEXT NOT NULL, text TEXT NOT NULL
+  number INTEGER NOT NULL, heading TEXT NOT NULL, text TEXT NOT NULL,
+  page INTEGER
 );
 CREATE INDEX passages_of_document ON passages(document);
 CREATE VIRTUAL TABLE passages_text USING fts5(
@@ -67,7 +68,7 @@ class IndexedDocument(NamedTuple):
 class StoredPassage(NamedTuple):
     """heading: the document's title and the headings above the passage, with " > " between them.
 
-    number: of the passage in its document, from 0.
+    number: of the passage in its document, from 0. page: of a PDF, on which it begins, from 1.
     """
 
     id: int
@@ -76,6 +77,7 @@ class StoredPassage(NamedTuple):
     number: int
     heading: str
     text: str
+    page: int | None = None
 
 
 def is_index(path: Path) -> bool:
@@ -89,7 +91,7 @@ def is_index(path: Path) -> bool:
 class DocumentIndex:
     """The index in the file `path`, which is made with `create`. For any thread.
 
-    InputError for a missing file, for what is no index, and for one of a later version; WorkError for a failing disk.
+    InputError for a missing file, for what is no index, and for one of another version; WorkError for a failing disk.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
@@ -108,6 +110,9 @@ class DocumentIndex:
                 raise InputError(f"{path} is no index of documents", "name a file that synthe documents index has made")
             elif version > VERSION:
                 raise InputError(f"{path} is of version {version}, and this synthe reads {VERSION}", "update synthe")
+            elif version < VERSION:
+                hint = "delete it, and index the documents again"
+                raise InputError(f"{path} is of version {version}, and this synthe reads {VERSION}", hint)
 
     def documents(self) -> list[IndexedDocument]:
         """In the order of their names."""
@@ -128,10 +133,12 @@ class DocumentIndex:
             columns = "source, name, title, digest, size, modified"
             inserted = connection.execute(f"INSERT INTO documents({columns}) VALUES (?, ?, ?, ?, ?, ?)", document)
             rows = [
-                (inserted.lastrowid, each.number, _heading(document.title, each.heading), each.text)
+                (inserted.lastrowid, each.number, _heading(document.title, each.heading), each.text, each.page)
                 for each in passages
             ]
-            connection.executemany("INSERT INTO passages(document, number, heading, text) VALUES (?, ?, ?, ?)", rows)
+            connection.executemany(
+                "INSERT INTO passages(document, number, heading, text, page) VALUES (?, ?, ?, ?, ?)", rows
+            )
 
     def touch(self, document: IndexedDocument) -> None:
         """Records the size, time and name of a file whose content is as it was."""
@@ -161,7 +168,7 @@ class DocumentIndex:
     def passages(self, ids: Sequence[int]) -> list[StoredPassage]:
         """In the order of `ids`; those that were removed meanwhile are left out."""
         query = (
-            "SELECT passages.id, name, title, number, heading, text FROM passages JOIN documents"
+            "SELECT passages.id, name, title, number, heading, text, page FROM passages JOIN documents"
             " ON documents.id = document WHERE passages.id = ?"
         )
         with self._read() as connection:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from synthe_core.data.document_text.passages import passages
+from synthe_core.data.document_text.passages import passages, with_pages
 from synthe_core.data.document_text.reading import READERS, read_document
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress, Result
@@ -123,7 +123,8 @@ def _bring_up_to_date(
     if known is not None and not again and known.digest == document.digest:
         index.touch(entry)
         return "unchanged"
-    index.put(entry, passages(document.text, _count_words, words, min(OVERLAP, words // 2)))
+    pieces = passages(document.text, _count_words, words, min(OVERLAP, words // 2))
+    index.put(entry, with_pages(pieces, document.text, document.pages))
     return "added" if known is None else "changed"
 
 

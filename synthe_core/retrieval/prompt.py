@@ -19,7 +19,7 @@ def block(passages: Sequence[SearchResult]) -> str:
 
 def place_of(passage: StoredPassage) -> str:
     """Where a passage stands, for a reader: its headings, and its document."""
-    return f"{passage.heading}  ({passage.document})"
+    return f"{passage.heading}  ({passage.document}{_page(passage)})"
 
 
 def with_passages(message: str, passages: Sequence[SearchResult]) -> str:
@@ -29,8 +29,15 @@ def with_passages(message: str, passages: Sequence[SearchResult]) -> str:
 
 def numbered(passages: Sequence[SearchResult]) -> str:
     """The passages with their headings, numbered from 1."""
-    parts = [f"[{number}] {each.passage.heading}\n{each.passage.text}" for number, each in enumerate(passages, 1)]
+    parts = [
+        f"[{number}] {each.passage.heading}{_page(each.passage)}\n{each.passage.text}"
+        for number, each in enumerate(passages, 1)
+    ]
     return "\n\n".join(parts)
+
+
+def _page(passage: StoredPassage) -> str:
+    return "" if passage.page is None else f", page {passage.page}"
 
 
 def fitting(passages: Iterable[SearchResult], budget: int, count_tokens: Callable[[str], int]) -> list[SearchResult]:

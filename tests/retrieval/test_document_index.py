@@ -113,6 +113,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         DocumentIndex(tmp_path / "none" / "docs.db", create=True)
 
 
+def test_an_earlier_version_is_refused(index: DocumentIndex) -> None:
+    with sqlite3.connect(index.path) as connection:
+        connection.execute("PRAGMA user_version=1")
+    with pytest.raises(InputError, match="version 1") as caught:
+        DocumentIndex(index.path)
+    assert caught.value.hint == "delete it, and index the documents again"
+
+
 def test_a_later_version_is_refused(index: DocumentIndex) -> None:
     with sqlite3.connect(index.path) as connection:
         connection.execute("PRAGMA user_version=99")

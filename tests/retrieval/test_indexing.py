@@ -13,6 +13,8 @@ from synthe_core.events import Notice, Progress, drain
 from synthe_core.retrieval.document_index import DocumentIndex
 from synthe_core.retrieval.embedder import Embedder
 from synthe_core.retrieval.indexing import index_documents, matching
+from synthe_core.retrieval.prompt import place_of
+from tests.data.document_text.files import pdf
 from tests.retrieval.conftest import embed
 
 
@@ -109,3 +111,10 @@ def test_documents_are_named_by_name_path_and_folder(index: DocumentIndex, handb
     with pytest.raises(InputError) as caught:
         names("handbook/leve.md")
     assert caught.value.hint == "did you mean handbook/leave.md?"
+
+
+def test_passages_of_a_pdf_have_its_pages(index: DocumentIndex, tmp_path: Path) -> None:
+    (tmp_path / "terms.pdf").write_bytes(pdf([["Wolves howl."], ["Lambs bleat."]]))
+    run(index, tmp_path / "terms.pdf", words=20)
+    (passage,) = index.passages(index.by_words("wolves", 9))
+    assert passage.page == 1 and place_of(passage) == "terms  (terms.pdf, page 1)"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 HEADING = re.compile(r"(#{1,6})\s+(.*?)\s*#*$")
 UNDERLINE = re.compile(r"(=|-)\1{2,}$")
 SENTENCE = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+|(?<=[。！？])")
+BEGINNING = 60
+"""Characters by which a passage is looked up in its document."""
 SECTION = 2
 """Headings up to this level begin a new passage."""
 
@@ -18,13 +21,15 @@ Count = Callable[[str], int]
 class Passage(NamedTuple):
     """text: what a model reads, under its heading. heading: the headings above it, the document's own first.
 
-    begins: how much of `text` the passage before has too, in characters.
+    begins: how much of `text` the passage before has too, in characters. page: on which it begins, from 1; None in a
+    document without pages.
     """
 
     text: str
     heading: tuple[str, ...]
     number: int
     begins: int = 0
+    page: int | None = None
 
     @property
     def new_text(self) -> str:
@@ -65,6 +70,16 @@ def passages(text: str, count: Count, max_tokens: int, overlap: int = 0) -> list
         else:
             paragraphs.append(block.text)
     end_section()
+    return result
+
+
+def with_pages(pieces: Iterable[Passage], text: str, pages: Sequence[int]) -> list[Passage]:
+    """The passages of `text` with their pages, which begin at `pages`, in characters of it."""
+    result, place = [], 0
+    for each in pieces:
+        begin = (each.new_text or each.text).split("\n", 1)[0][:BEGINNING]
+        place = max(place, text.find(begin, place))
+        result.append(each._replace(page=bisect_right(pages, place) or None) if pages else each)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +27,14 @@ BINARY = (".pdf", ".docx")
 
 
 class DocumentText(NamedTuple):
-    """title: the first heading, or the file's name. digest: SHA-256 of the text."""
+    """title: the first heading, or the file's name. digest: SHA-256 of the text. pages: where each page of a PDF
+    begins, in characters of the text; none for other files."""
 
     path: Path
     title: str
     text: str
     digest: str
+    pages: tuple[int, ...] = ()
 
 
 def read_document(path: Path) -> DocumentText:
@@ -46,7 +49,7 @@ def read_document(path: Path) -> DocumentText:
     with damage(path):
         raw = path.read_bytes() if suffix in BINARY else _limited(path)
     text = READERS[suffix](raw, path) if suffix in READERS else _decoded(raw, path)
-    text = _normalised(text)
+    text, pages = _without_marks(_normalised(text)) if suffix == ".pdf" else (_normalised(text), ())
     if len(text.encode()) > MAX_BYTES:
         raise _too_long(path)
     if not any(letter.isalnum() for letter in text):
@@ -54,7 +57,7 @@ def read_document(path: Path) -> DocumentText:
         raise InputError(f"{path} has no text in it", why)
     first = next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), "")
     title = first or path.stem.replace("_", " ").replace("-", " ")
-    return DocumentText(path, title, text, hashlib.sha256(text.encode()).hexdigest())
+    return DocumentText(path, title, text, hashlib.sha256(text.encode()).hexdigest(), pages)
 
 
 def _limited(path: Path) -> bytes:
@@ -80,6 +83,13 @@ def _decoded(raw: bytes, path: Path) -> str:
     if any(unicodedata.category(letter) == "Cc" and letter not in "\n\r\t\f\v\x85" for letter in set(text)):
         raise InputError(f"{path} is not text: it has control characters", "name a text, Markdown, HTML or PDF file")
     return text
+
+
+def _without_marks(text: str) -> tuple[str, tuple[int, ...]]:
+    """The text without marks of pages, and where they were."""
+    before, *pages = text.split(pdf.PAGE)
+    lengths = itertools.accumulate((len(page) for page in pages), initial=len(before))
+    return before + "".join(pages), tuple(lengths)[:-1]
 
 
 def _normalised(text: str) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from synthe_core.data.document_text import passages, read_document
-from synthe_core.data.document_text.passages import sentences
+from synthe_core.data.document_text.passages import sentences, with_pages
+from tests.data.document_text.files import pdf
 from tests.paths import ROOT
 
 HANDBOOKS = sorted((ROOT / "tests" / "data" / "handbooks").glob("*.md"))
@@ -70,3 +71,31 @@ def test_sentences_end_at_their_marks() -> None:
         "Why?",
         "End",
     ]
+
+
+def test_passages_have_the_pages_on_which_they_begin(tmp_path: Path) -> None:
+    pages = [
+        ["One is here. " * 12, "It goes on"],
+        [],
+        ["and ends here. Two is there.", "Two again."],
+        ["Three is last. " * 3],
+    ]
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf(pages))
+    document = read_document(path)
+    assert "It goes on and ends here." in document.text and len(document.pages) == 4
+    pieces = with_pages(passages(document.text, lambda text: len(text.split()), 9), document.text, document.pages)
+    where = {each.text: each.page for each in pieces}
+    assert [page for text, page in where.items() if "ends here" in text] == [1]
+    assert [page for text, page in where.items() if "Two again" in text] == [3]
+    assert [page for text, page in where.items() if "Three is last" in text] == [4]
+    assert sorted(each.page for each in pieces) == [each.page for each in pieces]  # type: ignore[type-var]
+
+
+def test_documents_without_pages_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("One.\x0cTwo.")
+    document = read_document(path)
+    assert document.pages == () and "\0" not in document.text
+    pieces = with_pages(passages(document.text, len, 9), document.text, document.pages)
+    assert [each.page for each in pieces] == [None, None]
