@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from synthe_cli.failures import report
 from synthe_cli.renderer import choose_renderer
-from synthe_core.errors import InputError, Interrupted, SyntheError, unknown
+from synthe_core.errors import InputError, Interrupted, OutOfMemory, SyntheError, unknown
 
 LAUNCHERS = ("local", "torchrun", "slurm")
+SHORT_OF_MEMORY = 75
+"""`training.distributed.launch.SHORT_OF_MEMORY`, without its imports."""
 OPTIONS = ("--processes", "--gpus", "--nodes", "--launcher", "--rendezvous", "--slurm")
 """What says how processes are started; each has a value."""
 
@@ -84,6 +86,10 @@ def rank_0_reports() -> Iterator[bool]:
         if leads:
             raise
         raise SystemExit(Interrupted.exit_code) from error
+    except OutOfMemory as error:
+        if leads:
+            report(error)
+        raise SystemExit(SHORT_OF_MEMORY) from error
     except SyntheError as error:
         if leads:
             raise

@@ -38,6 +38,10 @@ class WorkError(SyntheError):
     """A failure of valid work: a full disk, a diverged run. Exit code 1."""
 
 
+class OutOfMemory(WorkError):
+    """Memory ran out on one of several processes, which may all start again with less to do at once."""
+
+
 class Interrupted(SyntheError):
     """Stopped by the user after saving. Exit code 130."""
 

@@ -19,7 +19,7 @@ from synthe_core.storage.checkpoint import CHECKPOINTS, best_checkpoint, checkpo
 from synthe_core.storage.claim import LOCK, Busy, claim, is_empty, remove, sweep
 
 RUNS = Path("runs")
-RANKS = "ranks"
+RANKS, MICRO_BATCH = "ranks", "micro-batch"
 
 
 class RunFolder:
@@ -83,6 +83,19 @@ class RunFolder:
             end += len(line)
         self._metrics.truncate(end)
         return unreadable
+
+    @property
+    def micro_batch_limit(self) -> int | None:
+        """The largest micro-batch with which memory has not run out on some process; None if it never did."""
+        try:
+            return int((self.path / RANKS / MICRO_BATCH).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def limit_micro_batch(self, rows: int) -> None:
+        """Sets the limit, for the processes that go on with the run."""
+        os.makedirs(self.path / RANKS, exist_ok=True)
+        write_file(self.path / RANKS / MICRO_BATCH, f"{rows}\n")
 
     def prune(self, keep: int) -> None:
         """Deletes all checkpoints but the `keep` newest and the best by validation."""

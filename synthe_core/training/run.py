@@ -15,7 +15,7 @@ import torch
 from synthe_core.data.prepare import open_data
 from synthe_core.data.spec import DataSpec
 from synthe_core.data.streaming.streamed_data import open_stream
-from synthe_core.errors import InputError, Interrupted
+from synthe_core.errors import InputError, Interrupted, OutOfMemory
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
@@ -117,9 +117,9 @@ def train(
         yield _summary(state, hardware, mesh)
         if checkpoint is None or checkpoint.training_state()["device"] != settings.device.type:
             yield from _tune(state, recipe, hardware)
+        _limit_micro_batch(state, run)
         yield from _begin(state, checkpoint, data)
-        if recipe.runtime.compile:
-            state.engine.compile()
+        state.engine.compile(recipe.runtime.compile)
         trainer = Trainer(recipe, data, state, run, hardware, stop)
         stack.callback(trainer.close)
         yield from trainer.train()
@@ -127,9 +127,15 @@ def train(
 
 def _close(run: RunFolder, kind: type[BaseException] | None, *_: object, begins: bool) -> None:
     """Closes the run folder. A new run that fails before its first step leaves nothing behind."""
-    if begins and kind is not None and issubclass(kind, Exception) and not issubclass(kind, Interrupted):
+    if begins and kind is not None and issubclass(kind, Exception) and not issubclass(kind, (Interrupted, OutOfMemory)):
         run.discard_unused()
     run.close()
+
+
+def _limit_micro_batch(state: TrainState, run: RunFolder) -> None:
+    """Of several processes that were short of memory before. All have the same limit."""
+    if state.engine.ranks.size > 1 and (limit := state.engine.ranks.share(run.micro_batch_limit)) is not None:
+        state.settings.micro_batch = min(state.settings.micro_batch, limit)
 
 
 def _rewind(run: RunFolder, step: int) -> Iterator[Event]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from synthe_core.data.stream import Batch, windows
-from synthe_core.errors import Interrupted, WorkError
+from synthe_core.errors import Interrupted, OutOfMemory, WorkError
 from synthe_core.evaluation.bits_per_byte import evaluate_bits_per_byte
 from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.hardware.probe import Hardware
@@ -149,22 +149,24 @@ class Trainer:
         settings = self.state.settings
         while True:
             rows = settings.micro_batch
+            half = -(-rows // 2)
             try:
                 return train_step(self.state, batch, while_waiting=self._read_next_batch)
             except MicroBatchOutOfMemory as error:
-                if self.ranks.size > 1:  # the others wait for this one in the middle of a pass
-                    raise WorkError(
-                        f"out of memory with a micro-batch of {rows} on rank {self.ranks.rank}",
-                        f"resume with a smaller one: --set train.micro_batch={max(1, rows // 2)}",
-                    ) from error
                 if rows == 1:
                     raise WorkError(
                         f"out of memory with one sequence of {self.recipe.data.sequence} tokens",
                         "set runtime.recompute=true, or a shorter data.sequence or a smaller model",
                     ) from error
+                if self.ranks.size > 1:  # the others wait for this one in the middle of a pass
+                    self.run.limit_micro_batch(half)
+                    raise OutOfMemory(
+                        f"out of memory with a micro-batch of {rows} on rank {self.ranks.rank}",
+                        f"--resume goes on with {half}",
+                    ) from error
             if settings.device.type == "cuda":
                 torch.cuda.empty_cache()
-            settings.micro_batch = -(-rows // 2)
+            settings.micro_batch = half
             yield Notice(f"out of memory: micro-batch {rows} -> {settings.micro_batch}", "warning")
 
     def _read_next_batch(self) -> None:

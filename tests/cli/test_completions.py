@@ -44,7 +44,7 @@ def test_scripts_are_sound(shell: str) -> None:
         ("synthe ge", ["generate"]),
         ("synthe recipe ", ["show", "validate", "schema"]),
         ("synthe generate --temp", ["--temperature"]),
-        ("synthe train --data x --re", ["--resume"]),
+        ("synthe train --data x --res", ["--resume"]),
         ("synthe train lit", ["little"]),
         ("synthe generate runs/m", ["runs/mine"]),
         ("synthe hardware --device c", ["cpu", "cuda"]),

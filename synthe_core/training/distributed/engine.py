@@ -38,9 +38,9 @@ class Engine:
         minimized.backward()
         return loss
 
-    def compile(self) -> None:
-        """Compiles every block."""
-        for block in self.model.blocks:
+    def compile(self, chosen: bool) -> None:
+        """Compiles every block, if that is `chosen`."""
+        for block in self.model.blocks if chosen else ():
             block.compile()
 
     @contextmanager
@@ -110,8 +110,8 @@ class SeveralProcesses(Engine):
         module(call).backward()
         return self._loss.pop()
 
-    def compile(self) -> None:
-        for block in self.model.blocks:  # torch's hooks are around what is compiled
+    def compile(self, chosen: bool) -> None:
+        for block in self.model.blocks if chosen else ():  # torch's hooks are around what is compiled
             setattr(block, "forward", torch.compile(block.forward))  # noqa: B010
 
     def totals(self, *counts: int) -> list[int]:

@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from synthe_core.events import Event, Notice
 from synthe_core.training.distributed.start import RESTARTS as RESTARTED
@@ -15,13 +15,16 @@ from synthe_core.training.distributed.start import RESTARTS as RESTARTED
 RESTARTS = 3
 """How often processes that were killed are started again."""
 STOPPED = 130
+SHORT_OF_MEMORY = 75
+"""The exit code of a process that may start again with a smaller micro-batch: EX_TEMPFAIL."""
 
 
 def launch(arguments: Sequence[str], processes: int, restarts: int = RESTARTS) -> Iterator[Event]:
     """Runs `synthe ARGUMENTS` in `processes` processes of this machine, and exits with their code.
 
-    Processes that end by a signal, one of them or all, are started again together, at most `restarts` times: they go
-    on from the newest checkpoint. They have torchrun's environment, and find each other through a free port.
+    Processes of which one ends by a signal or runs out of memory are started again together, at most `restarts` times:
+    they go on from the newest checkpoint, with a smaller micro-batch where it was memory. They have torchrun's
+    environment, and find each other through a free port.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -50,8 +53,16 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = RESTARTS) -
             raise SystemExit(STOPPED) from None
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        killed = [rank for rank, code in sorted(codes.items()) if code < 0 and -code != signal.SIGTERM]  # the agent's
-        if not killed or attempt == restarts:
-            raise SystemExit(next((code for code in codes.values() if code > 0), 1))
-        ended = f"process {killed[0]} was ended by signal {-codes[killed[0]]}"
-        yield Notice(f"{ended}: all start again from the newest checkpoint ({attempt + 1} of {restarts})", "warning")
+        reason = _again(codes)
+        if reason is None or attempt == restarts:
+            code = next((code for code in codes.values() if code > 0), 1)
+            raise SystemExit(1 if code == SHORT_OF_MEMORY else code)
+        yield Notice(f"{reason}: all start again from the newest checkpoint ({attempt + 1} of {restarts})", "warning")
+
+
+def _again(codes: Mapping[int, int]) -> str | None:
+    """Why processes that have ended with these codes start again; None where that would not help."""
+    for rank, code in sorted(codes.items()):
+        if code < 0 and -code != signal.SIGTERM:  # which the agent sends to the others
+            return f"process {rank} was ended by signal {-code}"
+    return "memory ran out" if SHORT_OF_MEMORY in codes.values() else None

@@ -42,6 +42,10 @@ class Shards(SeveralProcesses):
                 "runtime.mesh: transformers runs this model, whose blocks cannot be sharded",
                 "copy it to every process: runtime.mesh.shard=1",
             )
+        if spec.offload and device.type == "cpu":
+            raise InputError(
+                "runtime.mesh.offload moves what a GPU has to the CPU, and the device is one", "leave it out"
+            )
         grid = torch.arange(mesh.size).view(mesh.replicate, mesh.shard)
         names = ("replicate", "shard")
         self.mesh = DeviceMesh(device.type, grid, mesh_dim_names=names)

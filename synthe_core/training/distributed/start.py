@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from synthe_core.errors import InputError, Interrupted, SyntheError, WorkError
+from synthe_core.errors import InputError, Interrupted, OutOfMemory, SyntheError, WorkError
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import Hardware, probe
 from synthe_core.recipe.differences import differences
@@ -141,7 +141,8 @@ def _store() -> Any:
 
 def _tell(error: SyntheError) -> None:
     """Leaves an error for the others, unless one is there, and waits until they have noticed."""
-    value = json.dumps({"lines": error.lines, "hint": error.hint, "exit_code": error.exit_code})
+    facts = {"kind": type(error).__name__, "lines": error.lines, "hint": error.hint}
+    value = json.dumps(facts)
     with suppress(Exception):
         import torch.distributed as dist
 
@@ -176,8 +177,8 @@ def _left(store: Any) -> SyntheError | None:
     if not store.check([FAILURE]):
         return None
     left = json.loads(store.get(FAILURE))
-    kind = {2: InputError, 130: Interrupted}.get(left["exit_code"], WorkError)
-    return kind(left["lines"], left["hint"])
+    kinds = {kind.__name__: kind for kind in (InputError, Interrupted, OutOfMemory)}
+    return kinds.get(left["kind"], WorkError)(left["lines"], left["hint"])
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -35,8 +35,7 @@ class Runs:
         base = self.folder / "base"
         jobs, outs = [], {}
         if mesh == "one" and not base.exists():
-            short = self.variants.recipe(budget="5steps", validations=1)
-            jobs.append({"recipe": short, "out": str(base)})
+            jobs += self.variants.beginnings()
         for name in names:
             if name not in done:
                 outs[name] = self.folder / f"{name} {mesh}"

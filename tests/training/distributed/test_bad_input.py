@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from synthe_cli import processes
 from synthe_core.errors import InputError, WorkError
 from synthe_core.recipe.schema import MeshSpec, Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
+from synthe_core.training.distributed.launch import SHORT_OF_MEMORY, _again
 from synthe_core.training.distributed.mesh import Mesh, check_batch
 from synthe_core.training.distributed.start import process_group
 from tests.paths import ROOT
@@ -79,6 +82,30 @@ def test_a_full_disk_on_one_rank_is_one_error_on_all_and_the_last_checkpoint_sta
     newest = checkpoints(tmp_path / "run")[-1]
     assert Checkpoint.open(newest).model() is not None
     assert Checkpoint.open(newest).training_state()["step"] == int(newest.name[5:])
+
+
+def test_processes_that_run_out_of_memory_go_on_with_a_smaller_micro_batch(tmp_path: Path, cache: Path) -> None:
+    recipe = Variants(tmp_path, steps=4).recipe(micro_batch=4)
+    job = {"recipe": recipe, "out": str(tmp_path / "run"), "too_many_rows": 3}
+    first, again = train_together(tmp_path / "workers", 2, [job, job | {"resume": True}])
+    assert first["error"] == "OutOfMemory"
+    assert first["message"] == "out of memory with a micro-batch of 4 on rank 0"
+    assert again["values"]["steps"] == 4
+    assert Checkpoint.open(tmp_path / "run").training_state()["micro_batch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "reason"),
+    [
+        ({0: 2, 1: -signal.SIGTERM}, None),  # bad input, and the agent ends the other
+        ({0: 1}, None),
+        ({0: 1, 1: -signal.SIGKILL}, "process 1 was ended by signal 9"),
+        ({0: SHORT_OF_MEMORY, 1: SHORT_OF_MEMORY}, "memory ran out"),
+    ],
+)
+def test_processes_start_again_where_that_may_help(codes: dict[int, int], reason: str | None) -> None:
+    assert _again(codes) == reason
+    assert processes.SHORT_OF_MEMORY == SHORT_OF_MEMORY
 
 
 def errors_of(folder: Path, *arguments: str) -> tuple[int, list[str]]:

@@ -12,10 +12,9 @@ import pytest
 
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.storage.checkpoint.shards import SHARDS, headers
-from tests.training.conftest import assert_same
 from tests.training.distributed.conftest import MESHES
 from tests.training.distributed.test_equal_numbers import assert_equal_curves
-from tests.training.distributed.together import train_together
+from tests.training.distributed.together import assert_same_bits, train_together
 from tests.training.distributed.variants import Variants
 
 STOP = 5
@@ -60,7 +59,7 @@ def test_a_run_of_two_shards_goes_on_with_its_bits(parts: Callable[[str, str], P
     run = parts("muon", "two shards")
     assert run.ended[1]["error"] == "Interrupted"
     assert f"stopped at step {STOP}; saved" in run.ended[1]["message"]
-    assert_same(run.folder / "whole", run.resumed("two shards"))
+    assert_same_bits(run.folder / "whole", run.resumed("two shards"))
 
 
 def test_one_process_goes_on_with_what_two_shards_saved(parts: Callable[[str, str], Parts]) -> None:
@@ -85,7 +84,7 @@ def test_every_process_writes_its_own_file_and_every_verb_reads_the_whole(parts:
 @pytest.mark.parametrize("mesh", ["two copies", "two shards", "two of two shards"])
 def test_every_mesh_goes_on_with_its_bits(name: str, mesh: str, parts: Callable[[str, str], Parts]) -> None:
     run = parts(name, mesh)
-    assert_same(run.folder / "whole", run.resumed(mesh))
+    assert_same_bits(run.folder / "whole", run.resumed(mesh))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 from synthe_core.storage.checkpoint import checkpoints
 from tests.paths import ROOT
 from tests.processes import start
-from tests.training.conftest import assert_same
+from tests.training.distributed.together import assert_same_bits
 from tests.training.distributed.variants import Variants, sharded
 
 KILLS = 2
@@ -66,4 +66,4 @@ def test_a_killed_process_costs_no_bit(processes: int, tmp_path: Path, cache: Pa
             time.sleep(0.01)
     assert launcher.wait() == 0, (tmp_path / "parts.log").read_text()
     assert (tmp_path / "parts.log").read_text().count("all start again from the newest checkpoint") == KILLS
-    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")

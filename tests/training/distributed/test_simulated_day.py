@@ -12,7 +12,7 @@ import torch
 from synthe_core.data.stream import Stream
 from synthe_core.training.distributed.ranks import Ranks
 
-DAY, STEP, SAVING, EVERY = 86_400.0, 600.0, 1_500.0, 1_800.0
+DAY, STEP, SAVING, EVERY = 86_400.0, 900.0, 2_000.0, 2_700.0
 """Seconds: of the day, of a step, of writing a checkpoint, and between two."""
 BATCH, SIZES = 1536, (512, 384, 256, 192)
 WATCHED = 6

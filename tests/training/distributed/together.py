@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints
+from synthe_core.storage.checkpoint.shards import SHARDS, read_shards
 from tests.paths import ROOT
 from tests.processes import start
 
@@ -47,3 +52,25 @@ def curve(run: Path) -> list[tuple[int, str, float]]:
     """The step, phase and loss of every metric of a run."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [(line["step"], line["phase"], line["loss"]) for line in lines]
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """Weights, optimizer, random numbers and carried state of the newest checkpoints, and the place in the text.
+
+    Of tensors that every process has, torch chooses which one writes them: only their values are the same.
+    """
+    a, b = (_tensors(checkpoints(run)[-1]) for run in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+    here, there = (Checkpoint.open(run, latest=True) for run in (one, other))
+    assert here.training_state()["cursor"] == there.training_state()["cursor"]
+    assert here.manifest.metrics == there.manifest.metrics
+    assert (here.manifest.step, here.manifest.tokens) == (there.manifest.step, there.manifest.tokens)
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint; those of its shards as wholes."""
+    files = [path for path in folder.rglob("*.safetensors") if path.parent != folder / SHARDS]
+    named = {f"{path.name} {name}": tensor for path in files for name, tensor in load_file(path).items()}
+    return named | read_shards(folder / SHARDS)

@@ -82,6 +82,7 @@ class Variants:
     """Recipes as JSON values, whose texts are in `folder`."""
 
     def __init__(self, folder: Path, steps: int = 50) -> None:
+        """Runs that others begin with are `base` and `teacher` in the folder (`beginnings`)."""
         self.folder, self.steps = folder, steps
         self.text = str(write_text(folder / "text"))
         for kind in ("sft", "preferences", "kto", "classes"):
@@ -106,6 +107,15 @@ class Variants:
             "runtime": {"device": "cpu", "precision": "float32", "threads": 1},
         }
         return values if objective is None else values | {"objective": objective}
+
+    def beginnings(self) -> list[dict[str, Any]]:
+        """The jobs that train what other variants begin with."""
+        short = {"budget": "5steps", "validations": 1}
+        models = {"base": SMALL, TEACHER: TEACHERS_MODEL}
+        return [
+            {"recipe": self.recipe(model=model, **short), "out": str(self.folder / name)}
+            for name, model in models.items()
+        ]
 
     def _rows(self, kind: str, sequence: int = 64) -> dict[str, Any]:
         return {"sources": str(self.folder / f"{kind}.jsonl"), "sequence": sequence}
@@ -134,15 +144,22 @@ class Variants:
                 data=self._rows("classes", 32) | {"field": "body", "labels": "field:kind"},
             ),
             "lora": lambda: self.recipe(lora={"rank": 2, "targets": ["attention"]}),
+            "distill": lambda: self.recipe(
+                {"type": "distill", "teacher": str(self.folder / TEACHER), "stages": DISTILL_STAGES},
+                model={"from_teacher": {"learner": {"type": "gla", "gate": False}, "keep": 0.25}},
+            ),
             "dpo lora": lambda: self.recipe("dpo", data=self._rows("preferences"), lora={"rank": 2}),
         }[name]()
         return recipe
 
 
+TEACHER = "teacher"
+TEACHERS_MODEL = {"width": 16, "blocks": 4, "block": [ATTENTION, MLP]}
+DISTILL_STAGES = {"orientation": 0.34, "alignment": 0.33}
 RECOMPUTED = {"device": "cpu", "precision": "float32", "threads": 1, "recompute": True}
 NAMES = [
     "adamw", "muon", "accumulated", "carried", "60m", "experts", "recomputed",
-    "sft", "dpo", "orpo", "kto", "classification", "lora", "dpo lora",
+    "sft", "dpo", "orpo", "kto", "classification", "distill", "lora", "dpo lora",
 ]  # fmt: skip
 
 

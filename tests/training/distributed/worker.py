@@ -25,7 +25,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from synthe_core.errors import SyntheError
 from synthe_core.events import Metric, Result
 from synthe_core.recipe.schema import Recipe
-from synthe_core.training import train
+from synthe_core.training import step, train
 from synthe_core.training.distributed.ranks import SINGLE, ProcessRanks, Ranks
 
 TIMEOUT = timedelta(seconds=120)
@@ -47,12 +47,25 @@ def fill_disk(rank: int, job: dict[str, Any]) -> None:
     HuggingFaceStorageWriter.write_data = fails  # type: ignore[method-assign]
 
 
+def limit_memory(job: dict[str, Any]) -> None:
+    """Memory runs out with as many rows as the job says."""
+    real = step.accumulate_gradients
+
+    def passes(objective: Any, model: Any, batch: Any, settings: Any, **rest: Any) -> Any:
+        if settings.micro_batch >= job.get("too_many_rows", math.inf):
+            raise MemoryError
+        return real(objective, model, batch, settings, **rest)
+
+    step.accumulate_gradients = passes  # type: ignore[assignment]
+
+
 def run(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """What a job ends with."""
     init = None if job.get("init") is None else Path(job["init"])
     try:
         recipe = Recipe.model_validate(job["recipe"])
         fill_disk(ranks.rank, job)
+        limit_memory(job)
         stop = Event()
         events = train(recipe, out=Path(job["out"]), init=init, resume=job.get("resume", False), stop=stop, ranks=ranks)
         for event in events:
