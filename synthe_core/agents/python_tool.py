@@ -15,6 +15,8 @@ LAST_LINES = 12
 ENDINGS = {
     "time": "it took too long",
     "memory": "it took too much memory",
+    "processes": "it started too many processes",
+    "files": "it made too many files",
     "cancelled": "it was cancelled",
 }
 

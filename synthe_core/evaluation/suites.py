@@ -14,6 +14,9 @@ from synthe_core.layers.learner import Spec
 FOLDERS = (Path(__file__).parent / "suites", Path("suites"))
 """The folders of suites; those in the working folder take precedence."""
 
+CHAT = "chat"
+"""What is judged by `eval chat`, though it reads like a suite."""
+
 
 class Entry(Spec):
     """A task, a group or a pattern of names, as in `--tasks`."""
@@ -44,6 +47,8 @@ def load_suite(name: str) -> Suite:
     known = suites()
     path = known.get(name) or Path(name).expanduser()
     if name not in known and path.suffix not in (".yaml", ".yml"):
+        if name == CHAT:
+            raise InputError(f"{name} is no suite of tasks", "synthe eval chat MODEL --questions FILE --judge MODEL")
         raise unknown("suite", name, known)
     try:
         return Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

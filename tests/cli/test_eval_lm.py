@@ -79,6 +79,7 @@ def test_failed_tasks_exit_with_1_and_the_others_are_saved(synthe, checkpoint, t
         (["lm", "{path}", "--tasks", "rivers", "--limit", "1.5"], "--limit 1.5 is not valid"),
         (["lm", "{path}", "--tasks", "rivers", "--metadata", "7"], "expected a mapping"),
         (["lm", "{path}", "--tasks", "rivers", "--prefix", "bos"], "unknown prefix 'bos'"),
+        (["lm", "{path}", "--suite", "chat"], "synthe eval chat MODEL --questions FILE"),
         (["lm", "-", "-", "--tasks", "rivers"], "- can be used once"),
         (["lm", "{path}", "--taks", "rivers"], "did you mean '--tasks'?"),
         (["perplexity", "{path}", "--context", "2x"], "'2x' is not a number of tokens"),

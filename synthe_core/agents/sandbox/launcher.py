@@ -7,7 +7,8 @@ it. The report has one JSON object a line: `{"error": ...}` if the program canno
 
 Three processes: the launcher itself stays outside and waits; its child is the first process of a new PID namespace,
 builds the file system and watches the memory; the child of that is the program. When the first process of a PID
-namespace ends, the kernel kills all others, so nothing survives the program.
+namespace ends, the kernel kills all others, so nothing survives the program. With bubblewrap, that makes the namespaces
+and the file system, and runs this script inside, as the first process.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ NEW_USER, NEW_PID, NEW_NET, NEW_IPC, NEW_UTS, NEW_MOUNT = (
 )  # fmt: skip
 READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 DETACH = 2
-SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, NO_NEW_PRIVILEGES = 1, 4, 22, 24, 38
+SET_DEATH_SIGNAL, SET_DUMPABLE, SET_SECCOMP, DROP_BOUND, SET_SUBREAPER, NO_NEW_PRIVILEGES = 1, 4, 22, 24, 36, 38
 NOBODY = 65534
 SCRATCH, PROGRAM = "/scratch", "/program.py"
+PROGRAM_FILE, REPORT_FILE = "{program}", "{report}"  # file descriptors in the command of bubblewrap
+MAX_FILES = 4096  # in the scratch folder
 MAX_CAPABILITY = 63
-MEMORY_EXIT = 250  # the status of the first process when the memory is used up
+OVER_EXIT = 250  # the status of the first process over a limit
 WATCH = 0.02  # seconds between two looks at the memory
 PAGE = resource.getpagesize()
 
@@ -72,7 +75,7 @@ def build_root(job: dict[str, Any]) -> bool:
     write_program(root + PROGRAM, job["code"])
     owner = f"uid={os.getuid()},gid={os.getgid()}" if job["user"] else f"uid={NOBODY},gid={NOBODY}"
     os.mkdir(root + SCRATCH)
-    size = f"size={job['limits']['disk']},nr_inodes=4096,mode=0700,{owner}"
+    size = f"size={job['limits']['disk']},nr_inodes={MAX_FILES},mode=0700,{owner}"
     mount("tmpfs", root + SCRATCH, "tmpfs", NO_SUID | NO_DEV | NO_EXEC, size)
     os.symlink(SCRATCH, root + "/tmp")
     has_proc = mount_proc(root + "/proc")
@@ -223,21 +226,26 @@ def first_process(job: dict[str, Any], report: int) -> NoReturn:
         if not job["user"]:
             become_nobody()
         prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
-        prctl(SET_DUMPABLE, 0)
         if not has_proc:  # the memory of several processes cannot be counted
             job["limits"]["processes"] = 2
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        program = start_program(job)
-        drop_capabilities()
-        os.closerange(0, 3)
-        watch(program, job["limits"]["memory"], report)
+        run_and_watch(job, report)
     except BaseException as error:
         report_to(report, error=str(error) or type(error).__name__)
     os._exit(1)
 
 
-def watch(program: int, memory: int, report: int) -> NoReturn:
-    """Waits for the program, reaps what it leaves behind, and ends all of them where they take too much memory."""
+def run_and_watch(job: dict[str, Any], report: int) -> NoReturn:
+    """Runs the program as a child of the first process, and ends with it."""
+    prctl(SET_DUMPABLE, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    program = start_program(job)
+    drop_capabilities()
+    os.closerange(0, 3)
+    watch(program, job["limits"], report)
+
+
+def watch(program: int, limits: dict[str, Any], report: int) -> NoReturn:
+    """Waits for the program, reaps what it leaves behind, and ends all of them where they take too much."""
     own = os.getpid()
     while True:
         with suppress(ChildProcessError):
@@ -245,21 +253,67 @@ def watch(program: int, memory: int, report: int) -> NoReturn:
                 if ended[0] == program:
                     report_to(report, status=os.waitstatus_to_exitcode(ended[1]), reason=None)
                     os._exit(0)
-        if resident(own) > memory:
-            report_to(report, status=0, reason="memory")
-            os._exit(MEMORY_EXIT)
+        if reason := excess(own, limits):
+            report_to(report, status=0, reason=reason)
+            os._exit(OVER_EXIT)
         signal.sigtimedwait({signal.SIGCHLD}, WATCH)
 
 
-def resident(own: int) -> int:
-    """Bytes of memory of all processes but this one."""
-    pages = 0
+def excess(own: int, limits: dict[str, Any]) -> str | None:
+    """What all processes but this one together have too much of. Where the kernel itself limits processes and files,
+    they never have."""
+    pages = processes = 0
     with suppress(OSError):
         for name in os.listdir("/proc"):
             if name.isdecimal() and int(name) != own:
+                processes += 1
                 with suppress(OSError, IndexError), open(f"/proc/{name}/statm", encoding="ascii") as file:
                     pages += int(file.read().split()[1])
-    return pages * PAGE
+    if pages * PAGE > limits["memory"]:
+        return "memory"
+    if processes > limits["processes"] + 1:
+        return "processes"
+    scratch = os.statvfs(SCRATCH)
+    return "files" if scratch.f_files - scratch.f_ffree > MAX_FILES else None
+
+
+def run_bubblewrap(job: dict[str, Any], report: int) -> None:
+    """Runs bubblewrap, and in it `run_inside`."""
+    prctl(SET_SUBREAPER, 1)
+    program, inner = anonymous_file(job["code"]), anonymous_file(json.dumps({**job, "code": ""}) + "\n")
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(inner, 0)
+            for each in (program, report):
+                os.set_inheritable(each, True)
+            files = {PROGRAM_FILE: str(program), REPORT_FILE: str(report)}
+            prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
+            os.execve(job["bwrap"][0], [files.get(each, each) for each in job["bwrap"]], {})
+        except BaseException as error:
+            report_to(report, error=str(error) or type(error).__name__)
+        os._exit(1)
+    os.close(1)
+    os.close(2)
+    wait_outside(child)
+
+
+def anonymous_file(text: str) -> int:
+    """The descriptor of a file in memory, at its beginning."""
+    descriptor = os.memfd_create("synthe")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def run_inside(report: int) -> NoReturn:
+    """The first process in bubblewrap's namespaces."""
+    try:
+        run_and_watch(json.loads(read_line()), report)
+    except BaseException as error:
+        report_to(report, error=str(error) or type(error).__name__)
+    os._exit(1)
 
 
 def wait_outside(child: int, *, group: bool = False) -> int:
@@ -273,7 +327,9 @@ def wait_outside(child: int, *, group: bool = False) -> int:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL) if group else os.kill(child, signal.SIGKILL)
         if over:
-            os.waitpid(child, 0)
+            with suppress(ChildProcessError):
+                while True:  # what bubblewrap leaves is a child of this process, too
+                    os.waitpid(-1, 0)
             os._exit(1)
         if ended:
             return os.waitstatus_to_exitcode(status)
@@ -286,12 +342,17 @@ def report_to(report: int, **values: Any) -> None:
 
 def main() -> None:
     report = int(sys.argv[1])
+    if sys.argv[2:] == ["inside"]:
+        run_inside(report)
     job = json.loads(read_line())
     if not job["isolated"]:
         write_program(job["program"], job["code"])
         os.chdir(job["scratch"])
         child = start_program(job)
         report_to(report, status=wait_outside(child, group=True), reason=None)
+        return
+    if job["bwrap"]:
+        run_bubblewrap(job, report)
         return
     try:
         job["user"] = os.geteuid() != 0

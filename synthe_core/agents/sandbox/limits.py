@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Ending = Literal["exit", "signal", "time", "memory", "cancelled"]
+Ending = Literal["exit", "signal", "time", "memory", "processes", "files", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Limits:
 class Execution:
     """A program that has run.
 
-    ending: `exit` by itself, with `code`; `signal` by a signal, whose number is `code`; `time`, `memory`: over that
-    limit; `cancelled` by the caller. dropped: bytes of output beyond the limit.
+    ending: `exit` by itself, with `code`; `signal` by a signal, whose number is `code`; `time`, `memory`,
+    `processes`, `files`: over that limit; `cancelled` by the caller. dropped: bytes of output beyond the limit.
     """
 
     stdout: str

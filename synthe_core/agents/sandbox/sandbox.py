@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from synthe_core.agents.sandbox import launcher
+from synthe_core.agents.sandbox.bubblewrap import command
 from synthe_core.agents.sandbox.capture import Capture
 from synthe_core.agents.sandbox.limits import Ending, Execution, Limits
 from synthe_core.agents.sandbox.seccomp import filter_program
@@ -48,19 +50,23 @@ def visible_files() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Runs Python programs. isolated: in namespaces of their own; False only by the user's wish."""
+    """Runs Python programs. isolated: in namespaces of their own; False only by the user's wish. bwrap: the path of
+    bubblewrap, which makes the namespaces; None where the launcher makes them."""
 
     isolated: bool = True
     limits: Limits = field(default_factory=Limits)
+    bwrap: str | None = None
 
     @classmethod
     def open(cls, *, unsafe: bool = False, limits: Limits | None = None) -> Sandbox:
-        """A sandbox in which a program has been run. InputError where the system does not allow it; with `unsafe`, one
-        that does not isolate then."""
+        """A sandbox in which a program has been run: with bubblewrap, where that is installed and works. InputError
+        where the system allows none; with `unsafe`, one that does not isolate then."""
         limits = limits or Limits()
-        reason = "it needs Linux" if sys.platform != "linux" else _failure(cls(True, limits))
-        if reason is None:
-            return cls(True, limits)
+        reason: str | None = "it needs Linux"
+        for bwrap in dict.fromkeys((shutil.which("bwrap"), None)) if sys.platform == "linux" else ():
+            made = cls(True, limits, bwrap)
+            if (reason := _failure(made)) is None:
+                return made
         if not unsafe:
             raise InputError(f"programs cannot be isolated here: {reason}", HINT)
         return cls(False, limits)
@@ -85,6 +91,7 @@ class Sandbox:
             "python": interpreter(),
             "options": ["-B", "-X", "utf8"],
             "environment": {"HOME": home, "TMPDIR": home, "LANG": "C.UTF-8"},
+            "bwrap": command(self.bwrap, interpreter(), binds, links, self.limits.disk) if self.bwrap else [],
             "binds": binds,
             "links": links,
             "filter": filter_program().hex() if self.isolated else "",
@@ -183,8 +190,8 @@ class _Run:
             words: dict[str, Any] = json.loads(self._words.splitlines()[-1]) if self._words else {}
             if "error" in words:
                 raise WorkError(f"programs cannot be isolated here: {words['error']}", HINT)
-            if words.get("reason") == "memory":
-                ending = "memory"
+            if words.get("reason"):
+                ending = words["reason"]
             elif "status" not in words:
                 ending, code = "signal", int(signal.SIGKILL)  # the whole sandbox was killed from outside
             else:

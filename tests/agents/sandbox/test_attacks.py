@@ -115,7 +115,7 @@ def test_the_disk_cannot_be_filled(sandbox: Sandbox) -> None:
 
 def test_inodes_are_limited(sandbox: Sandbox) -> None:
     execution = sandbox.run("for i in range(10_000): open(str(i), 'w').close()")
-    assert "No space left on device" in execution.stderr
+    assert "No space left on device" in execution.stderr or execution.ending == "files"
 
 
 # Memory, time, output
@@ -148,7 +148,7 @@ def test_memory_that_no_limit_counts_is_refused(sandbox: Sandbox) -> None:
 
 def test_a_fork_bomb_ends(sandbox: Sandbox) -> None:
     execution = tried(sandbox, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", seconds=1)
-    assert execution.ending == "time"
+    assert execution.ending in ("time", "processes")
     assert sandbox.run("print(1)").stdout == "1\n"  # and takes nobody else's processes
 
 
@@ -255,7 +255,7 @@ def processes_with(mark: str) -> list[str]:
 def test_it_dies_with_its_caller(sandbox: Sandbox) -> None:
     """The process that runs the sandbox is killed, without any chance to tidy up."""
     mark = f"orphan-{os.getpid()}"
-    code = "from synthe_core.agents.sandbox.sandbox import Sandbox\nSandbox().run("
+    code = f"from synthe_core.agents.sandbox.sandbox import Sandbox\nSandbox(bwrap={sandbox.bwrap!r}).run("
     program = (
         f"import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', {mark!r}])"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +74,21 @@ def test_it_refuses_where_it_cannot_isolate(monkeypatch: pytest.MonkeyPatch) -> 
         Sandbox.open()
     assert "--unsafe-tools" in (error.value.hint or "")
     assert not Sandbox.open(unsafe=True).isolated
+
+
+def test_bubblewrap_that_does_not_work_is_left_out(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: no permission' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert (module._failure(Sandbox(bwrap=str(broken))) or "").startswith("bwrap: no permission")
+    if sandbox.bwrap is None:
+        assert Sandbox.open().bwrap is None
+    else:
+        monkeypatch.setenv("PATH", os.path.dirname(sandbox.bwrap))
+        assert Sandbox.open().bwrap == sandbox.bwrap
 
 
 def test_without_isolation_there_are_limits() -> None:
