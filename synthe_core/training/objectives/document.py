@@ -26,6 +26,7 @@ from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training.distillation.divergence import Targets
 from synthe_core.training.distillation.losses import prediction_losses
+from synthe_core.training.distributed.engine import Engine
 from synthe_core.training.documents.cache import PassageSettings, document_material
 from synthe_core.training.documents.material import MaterialSettings
 from synthe_core.training.documents.teacher import TeacherTable, read_answers, teacher_table
@@ -85,14 +86,18 @@ class Document(Objective):
         material = Path(setup.sources[0])
         kind = f"{setup.context.device.type}-{setup.context.precision}-{self.config.top_k}"
         path = material.with_suffix(f".{kind}.safetensors")
-        if not path.is_file():
+        engine = setup.engine or Engine(setup.model)
+        missing = any(engine.ranks.gather(not path.is_file()))
+        if missing and (engine.sharded or engine.ranks.local_rank == 0):  # all have a part of a sharded model
             answers = read_answers(material, setup.tokenizer)
             training = setup.model.training
             setup.model.eval()
-            with with_adapter(setup.model, None), setup.context.activate():
+            with with_adapter(setup.model, None), setup.context.activate(), engine.whole():
                 table = yield from teacher_table(setup.model, answers, setup.rows, self.config.top_k)
             setup.model.train(training)
-            table.save(path)
+            if engine.ranks.local_rank == 0:
+                table.save(path)
+        engine.ranks.meet()
         self.table = TeacherTable.read(path)  # of a resumed run the same file
 
     def prepare(self, model: Any, batch: Batch) -> Batch:

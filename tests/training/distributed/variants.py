@@ -127,6 +127,7 @@ class Variants:
             "muon": lambda: self.recipe(optimizer="muon"),
             "accumulated": lambda: self.recipe(micro_batch=1),
             "carried": lambda: self.recipe(carry=True, stages=[{"until": 0.7, "sequence": 8}]),
+            "streamed": lambda: self.recipe(data={"stream": True}),
             "60m": lambda: self.recipe(model=ROUTED, data={"sequence": 32}, stages=ROUTED_STAGES, ema=0.9),
             "experts": lambda: self.recipe(model=EXPERTS),
             "recomputed": lambda: self.recipe(model=ROUTED) | {"runtime": RECOMPUTED},
@@ -158,7 +159,7 @@ TEACHERS_MODEL = {"width": 16, "blocks": 4, "block": [ATTENTION, MLP]}
 DISTILL_STAGES = {"orientation": 0.34, "alignment": 0.33}
 RECOMPUTED = {"device": "cpu", "precision": "float32", "threads": 1, "recompute": True}
 NAMES = [
-    "adamw", "muon", "accumulated", "carried", "60m", "experts", "recomputed",
+    "adamw", "muon", "accumulated", "carried", "streamed", "60m", "experts", "recomputed",
     "sft", "dpo", "orpo", "kto", "classification", "distill", "lora", "dpo lora",
 ]  # fmt: skip
 
