@@ -66,7 +66,10 @@ def test_words_match_by_rarity():
     index.add("b", "poems and the sea")
     scores = index.scores("a function of the sea")
     assert scores["a"] > 0 and scores["b"] > 0
-    assert index.shares("nothing here") == {"a": 0, "b": 0}
+    assert index.shares("nothing here", 4.0) == {"a": 0, "b": 0}
+    chance, strong = index.shares("a function of the sea", 4.0), index.shares("functions of the sea, and poems", 4.0)
+    assert 0 < sum(chance.values()) < sum(strong.values()) < 1, "a chance word says little"
+    assert chance["a"] / chance["b"] == pytest.approx(scores["a"] / scores["b"])
     assert index.matches("the function", "a") == ["function", "the"]
     before = index.scores("storm")["b"]
     index.add("b", "storm")
@@ -183,14 +186,14 @@ def test_nobody_answers_what_nobody_can():
 
 
 def test_several_answer_what_is_between_them():
-    alone, both = "function loop list code bug", "function king loop war code century"
+    alone, both = "function loop list code bug", "function king loop list"
 
     def gap(text: str) -> float:
         first, second, *_ = Router(spec(), embed).route(text)[0].candidates
         return first.estimate - second.estimate
 
-    assert gap(both) < 0.9 < gap(alone)
-    router = Router(spec(explore=0, margin=0.9, threshold=0), embed)
+    assert gap(both) < 0.7 < gap(alone)
+    router = Router(spec(explore=0, margin=0.7, threshold=0), embed)
     assert router.route(alone)[0].specialists == ("python",)
     assert set(router.route(both)[0].specialists) == {"python", "history"}
     single = Router(spec(explore=0, margin=1, threshold=0, max_specialists=1), embed)
@@ -214,13 +217,13 @@ def test_combinations_are_strengthened_and_fade(store):
 
 
 def test_a_pathway_lets_a_partner_join(store):
-    text = "function king loop war code list bug"
+    text = "function king loop list"
     for rated, together in ((0, False), (12, True)):
-        pathways = Pathways(store, PathwaySpec(influence=0.4))
+        pathways = Pathways(store, PathwaySpec(influence=0.9))
         for _ in range(rated):
             pathways.learn(["python", "history"], 1.0)
         router = Router(
-            spec(explore=0, margin=0.05).model_copy(update={"pathways": PathwaySpec(influence=0.4)}),
+            spec(explore=0, margin=0.05).model_copy(update={"pathways": PathwaySpec(influence=0.9)}),
             embed,
             pathways=pathways,
         )

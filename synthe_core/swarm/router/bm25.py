@@ -42,11 +42,12 @@ class BM25:
         mean = max(1.0, sum(self._sizes.values()) / max(1, len(self._counts)))
         return {name: sum(self._score(word, name, mean) for word in query) for name in self._counts}
 
-    def shares(self, text: str) -> dict[str, float]:
-        """Each document's share of the scores; 0 for all without a common word."""
+    def shares(self, text: str, saturation: float) -> dict[str, float]:
+        """Each document's share of the scores, times S / (S + saturation) of their sum S: a chance word says little.
+        0 for all without a common word."""
         scores = self.scores(text)
         total = sum(scores.values())
-        return {name: score / total if total else 0.0 for name, score in scores.items()}
+        return {name: score / (total + saturation) if total else 0.0 for name, score in scores.items()}
 
     def matches(self, text: str, name: str) -> list[str]:
         """The words that a text and a document have in common, the rarest first."""

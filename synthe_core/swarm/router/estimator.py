@@ -15,12 +15,16 @@ from synthe_core.swarm.spec import RouterSpec
 
 SHARPNESS = 24.0
 """How much likelier a specialist is whose capabilities are nearer by one, in cosine."""
-WORDS_WEIGHT = 1.5
-"""What all matching words of capabilities count, in the same measure."""
+WORDS_WEIGHT, WORDS_SATURATION = 5.0, 4.0
+"""What matching words of capabilities count in the same measure, and the BM25 score at which they count half of it."""
+COVERED_WEIGHT = 10.0
+"""What they count against nobody's covering the request."""
+SUCCESS_SATURATION = 8.0
+"""The BM25 score at which words of past successes have half of their share."""
 GENERAL = 0.75
 """Nobody covers a request that is no nearer to any capability than this share of general texts is: a larger share sends
 more of what nobody covers to the fallback, and more of what somebody does."""
-COLD, SHARE, BIAS = (0.8, 0.3), (0.5, 0.3), (0.0, 0.2)
+COLD, SHARE, BIAS = (0.8, 0.3), (0.3, 0.3), (0.0, 0.2)
 """Mean and standard deviation of the weights of what is known before anything is learned."""
 
 
@@ -29,7 +33,7 @@ class Features:
     """What the estimates are made of.
 
     embedding: float64 [D], standardised and of length 1. cold: each specialist's share by its capabilities, which add
-    up to 1 with nobody's. shares: each one's share of matching words, those of past successes included.
+    up to 1 with nobody's. shares: each one's share of the words that match those of its past successes.
     """
 
     embedding: np.ndarray
@@ -71,7 +75,6 @@ class Estimator:
         self.words = BM25(self.profiles)
         self.capability_words = BM25(self.profiles)
         for name, profile in self.profiles.items():
-            self.words.add(name, profile.words)
             self.capability_words.add(name, profile.words)
         self._place_profiles()
         self.models = {name: self._new_model() for name in self.profiles}
@@ -103,6 +106,11 @@ class Estimator:
                 if success > 0.5:
                     self.words.add(name, text)
 
+    def matching_words(self, text: str, name: str) -> list[str]:
+        """The words of a request that are in a specialist's capabilities, then those of its past successes."""
+        every = (*self.capability_words.matches(text, name), *self.words.matches(text, name))
+        return list(dict.fromkeys(every))
+
     def nearest_capability(self, embedding: np.ndarray) -> str:
         """The capability, of any specialist, that a request is nearest to; "" if there is none."""
         z = self.standardizer(embedding)
@@ -117,20 +125,22 @@ class Estimator:
     def _features(self, text: str, embedding: np.ndarray, shares: Mapping[str, float] | None) -> Features:
         z = self.standardizer(embedding)
         if shares is None:
-            shares = self.words.shares(text)
+            shares = self.words.shares(text, SUCCESS_SATURATION)
         shares = {name: shares.get(name, 0.0) for name in self.profiles}
         return Features(z, self._cold(text, z), shares)
 
     def _cold(self, text: str, z: np.ndarray) -> dict[str, float]:
-        """Softmax over the specialists and nobody, of the nearest capability's cosine and the capabilities' words."""
-        words = self.capability_words.shares(text)
+        """Softmax over the specialists and nobody, of the nearest capability's cosine and the capabilities' words, which
+        count for those that have them and against nobody."""
+        words = self.capability_words.shares(text, WORDS_SATURATION)
         scores = {
             name: SHARPNESS * float((placed @ z).max()) + WORDS_WEIGHT * words[name]
             for name, placed in self._placed.items()
         }
-        most = max([*scores.values(), self._nobody])
+        nobody = self._nobody - COVERED_WEIGHT * sum(words.values())
+        most = max([*scores.values(), nobody])
         weights = {name: float(np.exp(score - most)) for name, score in scores.items()}
-        total = sum(weights.values()) + float(np.exp(self._nobody - most))
+        total = sum(weights.values()) + float(np.exp(nobody - most))
         return {name: weight / total for name, weight in weights.items()}
 
     def _place_profiles(self) -> None:

@@ -111,7 +111,7 @@ class Router:
                 deviation,
                 features.cold[name],
                 features.shares[name],
-                tuple(self.estimator.words.matches(text, name)[:MAX_WORDS]),
+                tuple(self.estimator.matching_words(text, name)[:MAX_WORDS]),
                 self.estimator.models[name].observations,
             )
             for name, (mean, deviation) in self.estimator.estimates(features).items()

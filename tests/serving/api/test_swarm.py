@@ -175,7 +175,7 @@ def test_a_client_that_leaves_ends_its_answer(swarm):
             next(stream)
         stream.close()
         done = threading.Event()
-        for _ in range(600):
+        for _ in range(6000):
             if swarm.engine.status()["live"] == 0:
                 break
             done.wait(0.05)
