@@ -130,8 +130,10 @@ class Estimator:
         return Features(z, self._cold(text, z), shares)
 
     def _cold(self, text: str, z: np.ndarray) -> dict[str, float]:
-        """Softmax over the specialists and nobody, of the nearest capability's cosine and the capabilities' words, which
-        count for those that have them and against nobody."""
+        """Softmax over the specialists and nobody, of the nearest capability's cosine and the capabilities' words.
+
+        Words count for the specialists that have them, and against nobody.
+        """
         words = self.capability_words.shares(text, WORDS_SATURATION)
         scores = {
             name: SHARPNESS * float((placed @ z).max()) + WORDS_WEIGHT * words[name]
