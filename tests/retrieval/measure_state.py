@@ -1,6 +1,6 @@
 """Measures a document read once into a state beside retrieval: docs/results/documents.md.
 
-python -m tests.retrieval.measure_state MODEL [--section 12] [--tokens 1500] [--questions 20]
+python -m tests.retrieval.measure_state MODEL [--section 12] [--tokens 1500] [--questions 20] [--words 60]
 
 The questions are gaps in sentences of a section of a textbook of economics; the answer is the word that is left out.
 """
@@ -33,7 +33,7 @@ COMMON = 3
 
 
 def gaps(text: str, count: int) -> list[Question]:
-    """Sentences with a rare word left out, each with three other words of the text as distractors."""
+    """Sentences with a rare word left out."""
     words = WORD.findall(text)
     rare = [each for each in dict.fromkeys(words) if words.count(each) < COMMON]
     draw, made = random.Random(0), []
@@ -43,26 +43,25 @@ def gaps(text: str, count: int) -> list[Question]:
             continue
         answer = own[-1]
         gap = " ".join(sentence.split()).replace(answer, "____", 1)
-        others = draw.sample([each for each in rare if each != answer], 3)
         question = f"Which word is missing? Answer with the word only: {gap}"
-        made.append(Question(question=question, answers=[answer], distractors=others))
+        made.append(Question(question=question, answers=[answer]))
     return draw.sample(made, min(count, len(made)))
 
 
 def cut(text: str, tokenizer: Tokenizer, count: int) -> str:
     """The first sentences of at most `count` tokens."""
-    kept = ""
+    beginning = ""
     for paragraph in text.split("\n\n"):
-        if len(tokenizer.encode(f"{kept}\n\n{paragraph}")) > count:
+        if len(tokenizer.encode(f"{beginning}\n\n{paragraph}")) > count:
             break
-        kept = f"{kept}\n\n{paragraph}".strip()
-    return kept
+        beginning = f"{beginning}\n\n{paragraph}".strip()
+    return beginning
 
 
-def retrieved(folder: Path, document: Path, tokenizer: Tokenizer, every: list[Question]) -> list[Question]:
+def retrieved(folder: Path, document: Path, tokenizer: Tokenizer, every: list[Question], words: int) -> list[Question]:
     """The questions after the passages that retrieval gives them."""
     index = DocumentIndex(folder / "docs.db", create=True)
-    drain(index_documents(index, [document]))
+    drain(index_documents(index, [document], words=words))
     retriever = Retriever(Searcher(index), token_budget(8192), lambda text: len(tokenizer.encode(text)))
     return [
         each.model_copy(update={"question": with_passages(each.question, retriever.retrieve(each.question))})
@@ -70,7 +69,7 @@ def retrieved(folder: Path, document: Path, tokenizer: Tokenizer, every: list[Qu
     ]
 
 
-def measure(model: Path, section: int, tokens: int, count: int) -> Iterator[str]:
+def measure(model: Path, section: int, tokens: int, count: int, words: int) -> Iterator[str]:
     opened = Checkpoint.open(model)
     tokenizer = opened.tokenizer()
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,9 +84,9 @@ def measure(model: Path, section: int, tokens: int, count: int) -> Iterator[str]
             assert not isinstance(knowledge, Notice), knowledge.message
             if knowledge.way == "nothing":
                 yield line(drain_score(knowledge, text, every), read(knowledge, None, every))
-                asked = retrieved(folder, path, tokenizer, every)
+                with_them = retrieved(folder, path, tokenizer, every, words)
                 index = knowledge._replace(way="retrieval", bytes=(folder / "docs.db").stat().st_size)
-                yield line(drain_score(index, text, asked), read(knowledge, None, asked))
+                yield line(drain_score(index, text, with_them), read(knowledge, None, with_them))
             elif knowledge.way == "saved state":
                 own = read(knowledge, text, every)
                 prefix = int(knowledge.session.state.position[0]) + 1 if knowledge.session else 0
@@ -114,8 +113,7 @@ def read(knowledge: Knowledge, text: DocumentText | None, every: list[Question])
 def line(score: WayScore, tokens: int) -> str:
     right = score.accuracy * len(score.answers)
     return (
-        f"{score.way}: contained {right:.0f} of {len(score.answers)}, likelier {score.choice:.0%}, "
-        f"nats {score.nats:.2f}, "
+        f"{score.way}: contained {right:.0f} of {len(score.answers)}, nats {score.nats:.2f}, "
         f"{score.seconds:.2f} s and {tokens / len(score.answers):,.0f} tokens a question, {score.bytes:,} bytes, "
         f"{score.preparation:.2f} s before"
     )
@@ -127,8 +125,9 @@ def main() -> None:
     parser.add_argument("--section", type=int, default=12, help="the first section of the text")
     parser.add_argument("--tokens", type=int, default=1500, help="of the text at most")
     parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--words", type=int, default=60, help="of a passage at most")
     options = parser.parse_args()
-    for each in measure(options.model, options.section, options.tokens, options.questions):
+    for each in measure(options.model, options.section, options.tokens, options.questions, options.words):
         print(each, flush=True)
 
 
