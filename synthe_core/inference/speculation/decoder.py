@@ -34,11 +34,13 @@ Finish = Callable[[Sequence, Any, Exception], None]
 
 
 class Continuation(NamedTuple):
-    """Tokens that a sequence's state has not read, and drafted ones behind them."""
+    """Tokens that a sequence's state has not read, and drafted ones behind them. matched: how many tokens these follow
+    from, see `Proposer.matched`."""
 
     sequence: Sequence
     unread: Many[int]
     drafted: Many[int]
+    matched: int | None
 
 
 class SpeculativeDecoder:
@@ -124,25 +126,32 @@ class SpeculativeDecoder:
             else min(speculation.most_tokens, room, each.request.max_tokens - len(each.output_token_ids) - 1)
             for each, own in zip(sequences, unread, strict=True)
         ]
-        known = [self._acceptance.setdefault(each, Acceptance()) for each in sequences]
-        if speculation.always:
-            lengths = most
-        else:
-            lengths = draft_lengths([each.rate for each in known], most, speculation.costs, self._seconds_per_draft)
-            for row, each in enumerate(known):
-                if not lengths[row] and each.idle >= each.retry:
-                    lengths[row] = min(2, most[row])
-        wanted = [row for row, length in enumerate(lengths) if length]
-        requests = [self._request(sequences[row], lengths[row]) for row in wanted]
+        matched: list[int | None] = [None] * len(sequences)
         drafted: list[Many[int]] = [[] for _ in sequences]
         try:
-            drafts = speculation.proposer.propose(requests) if requests else []
+            for row, each in enumerate(sequences):
+                if most[row] and (length := speculation.proposer.matched(self._request(each, most[row]))) is not None:
+                    matched[row], most[row] = length, most[row] if length else 0
+            lengths = self._lengths(sequences, most, matched)
+            wanted = [row for row, length in enumerate(lengths) if length]
+            requests = [self._request(sequences[row], lengths[row]) for row in wanted]
+            for row, draft in zip(wanted, speculation.proposer.propose(requests) if requests else [], strict=False):
+                drafted[row] = draft[: lengths[row]]
         except Exception as error:  # no sequence needs a draft
             speculation.failure = one_line(error)
-            drafts = []
-        for row, draft in zip(wanted, drafts, strict=False):
-            drafted[row] = draft[: lengths[row]]
-        return [Continuation(*each) for each in zip(sequences, unread, drafted, strict=True)]
+        return [Continuation(*each) for each in zip(sequences, unread, drafted, matched, strict=True)]
+
+    def _lengths(self, sequences: Many[Sequence], most: list[int], matched: Many[int | None]) -> list[int]:
+        """Of each sequence's draft. matched: the tokens that it follows from, see `Proposer.matched`."""
+        known = [self._acceptance.setdefault(each, Acceptance()) for each in sequences]
+        if self.speculation.always:
+            return most
+        rates = [each.rates(limit, length) for each, limit, length in zip(known, most, matched, strict=True)]
+        lengths = draft_lengths(rates, most, self.speculation.costs, self._seconds_per_draft)
+        for row, each in enumerate(known):
+            if not lengths[row] and each.idle >= each.retry:
+                lengths[row] = min(2, most[row])
+        return lengths
 
     def _room(self, num_sequences: int) -> int:
         """Drafted tokens of each sequence, at most, whose states there is room for."""
@@ -201,7 +210,7 @@ class SpeculativeDecoder:
         sequence, drafted = draft.sequence, len(draft.drafted)
         accepted = sequence.end_draft()
         if sequence in self._acceptance:
-            self._acceptance[sequence].record(drafted, accepted)
+            self._acceptance[sequence].record(drafted, accepted, draft.matched)
         self.speculation.drafted_tokens += drafted
         self.speculation.accepted_tokens += accepted
         self.metrics.add(sequence.request.owner, drafted_tokens=drafted, accepted_tokens=accepted)

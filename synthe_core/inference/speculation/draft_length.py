@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 
 RECENT = 5
 """Passes of a size that count."""
 SLOPE = 0.08
 """What another token costs in a pass, of what a pass of one token costs, before it was measured."""
-FIRST_RATE, FIRST_WEIGHT = 0.7, 3.0
+FIRST_RATE, FIRST_WEIGHT = 0.7, 2.0
 """The rate at which drafted tokens are accepted before any was verified, and how many tokens that counts as."""
+LONGEST_MATCH = 8
+"""Matches of so many tokens and more are accepted alike."""
 MEMORY = 30.0
 """Drafted tokens that count; older ones fade."""
 RETRY, LONGEST_RETRY = 16, 512
@@ -45,39 +49,60 @@ class PassCosts:
         return seconds / (1 + SLOPE * (size - 1)) * (1 + SLOPE * (num_tokens - 1))
 
 
-@dataclass
-class Acceptance:
-    """How many of a sequence's drafted tokens are accepted, and since how many passes it has had no draft."""
+class _Rate:
+    """The share of tested tokens that were accepted; older ones fade."""
 
-    accepted: float = FIRST_RATE * FIRST_WEIGHT
-    tested: float = FIRST_WEIGHT
-    idle: int = 0
-    retry: int = RETRY
+    def __init__(self) -> None:
+        self._accepted, self._tested = FIRST_RATE * FIRST_WEIGHT, FIRST_WEIGHT
 
     @property
-    def rate(self) -> float:
-        """The probability that a drafted token is accepted if those before it are."""
-        return self.accepted / self.tested
+    def value(self) -> float:
+        return self._accepted / self._tested
 
-    def record(self, drafted: int, accepted: int) -> None:
+    def record(self, is_accepted: bool) -> None:
+        fade = 1 - 1 / MEMORY if self._tested + 1 > MEMORY else 1.0
+        self._accepted, self._tested = self._accepted * fade + is_accepted, self._tested * fade + 1
+
+
+@dataclass
+class Acceptance:
+    """How many of a sequence's drafted tokens are accepted, and since how many passes it has had no draft.
+
+    The longer a match is, with the drafted tokens that were accepted behind it, the likelier is the next one: each
+    length up to LONGEST_MATCH has a rate of its own. Drafts without a length have one rate.
+    """
+
+    idle: int = 0
+    retry: int = RETRY
+    _rates: dict[int | None, _Rate] = field(default_factory=dict, repr=False)
+
+    def rates(self, most: int, matched: int | None = None) -> list[float]:
+        """Of each of `most` drafted tokens the probability that it is accepted if those before it are."""
+        return [self._rate(place, matched).value for place in range(most)]
+
+    def record(self, drafted: int, accepted: int, matched: int | None = None) -> None:
         """A draft was verified; the tokens behind the first rejected one were not tested."""
         if not drafted:
             self.idle += 1
             return
-        tested = accepted + (accepted < drafted)
-        fade = max(0.0, 1 - tested / MEMORY) if self.tested + tested > MEMORY else 1.0
-        self.accepted, self.tested = self.accepted * fade + accepted, self.tested * fade + tested
+        for place in range(accepted + (accepted < drafted)):
+            self._rate(place, matched).record(place < accepted)
         if self.idle:
             self.retry = RETRY if accepted else min(2 * self.retry, LONGEST_RETRY)
         self.idle = 0
 
+    def _rate(self, place: int, matched: int | None) -> _Rate:
+        length = None if matched is None else min(matched + place, LONGEST_MATCH)
+        return self._rates.setdefault(length, _Rate())
+
 
 def draft_lengths(
-    rates: Sequence[float], most: Sequence[int], costs: PassCosts, seconds_per_draft: float = 0.0
+    rates: Sequence[Sequence[float]], most: Sequence[int], costs: PassCosts, seconds_per_draft: float = 0.0
 ) -> list[int]:
     """How many tokens to draft for each sequence so that a pass brings most tokens a second.
 
-    A pass of n sequences and drafts d_i brings sum_i (1 + r_i + ... + r_i^d_i) tokens on average and takes
+    rates: r_ij of each drafted token j of sequence i, that it is accepted if those before it are. A pass of n sequences
+    and drafts d_i brings sum_i (1 + r_i1 + ... + r_i1 r_i2 ... r_id_i) tokens on average and takes
     cost(n + sum_i d_i) + s max_i d_i seconds, with s = `seconds_per_draft`. Tokens are added by their probability as
     long as that ratio grows; since costs are no smooth curve, the best number of all is taken.
     """
@@ -85,7 +110,9 @@ def draft_lengths(
     best, best_rate = list(lengths), 0.0
     tokens, size = float(len(rates)), len(rates)
     candidates = sorted(
-        ((-(rate ** (place + 1)), place, row) for row, rate in enumerate(rates) for place in range(most[row])),
+        (-chance, place, row)
+        for row, own in enumerate(rates)
+        for place, chance in enumerate(accumulate(own[: most[row]], mul))
     )
     position = 0
     while True:

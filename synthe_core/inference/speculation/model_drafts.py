@@ -61,6 +61,9 @@ class DraftModelProposer:
             drafts[row] = draft
         return drafts
 
+    def matched(self, request: DraftRequest) -> None:
+        return None
+
     def forget(self, key: Hashable) -> None:
         self._states.pop(key, None)
 
@@ -119,6 +122,9 @@ class EarlyExitProposer:
         drafts = _continued(self._first, hidden, after, [each.most for each in requests], adapters)
         _release(made)  # the pass that verifies writes the same entries
         return drafts
+
+    def matched(self, request: DraftRequest) -> None:
+        return None
 
     def forget(self, key: Hashable) -> None:
         pass

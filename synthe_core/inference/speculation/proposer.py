@@ -41,6 +41,10 @@ class Proposer(Protocol):
     name: str
     is_free: bool
 
+    def matched(self, request: DraftRequest) -> int | None:
+        """How many tokens of the text's end a draft would follow from, by which its chance of being accepted is
+        estimated: 0 for no draft; None where that is no question of length."""
+
     def propose(self, requests: Many[DraftRequest]) -> list[list[int]]:
         """A draft for each request; an empty one where there is nothing to offer."""
 

@@ -32,6 +32,9 @@ class KnownTexts:
         self.random = random.Random(0)
         self.forgotten: list[Hashable] = []
 
+    def matched(self, request: DraftRequest) -> None:
+        return None
+
     def propose(self, requests: Many[DraftRequest]) -> list[list[int]]:
         drafts = []
         for each in requests:

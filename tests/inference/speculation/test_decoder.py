@@ -220,6 +220,9 @@ class _Uniform:
 
     name, is_free = "random", True
 
+    def matched(self, request: DraftRequest) -> None:
+        return None
+
     def propose(self, requests: list[DraftRequest]) -> list[list[int]]:
         return [torch.randint(8, (min(3, each.most),)).tolist() for each in requests]
 

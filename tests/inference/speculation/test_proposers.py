@@ -11,7 +11,7 @@ from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.speculation.draft_length import Acceptance, PassCosts, draft_lengths
+from synthe_core.inference.speculation.draft_length import FIRST_RATE, Acceptance, PassCosts, draft_lengths
 from synthe_core.inference.speculation.model_drafts import DraftModelProposer, EarlyExitProposer
 from synthe_core.inference.speculation.ngram import NgramIndex, NgramProposer
 from synthe_core.inference.speculation.proposer import DraftRequest, Speculation
@@ -34,6 +34,7 @@ def test_ngrams() -> None:
     assert index_of([5, 1, 2, 3, 6, 1, 2, 4, 5, 1, 2]).continuation(1) == [3]  # of the longest run
     assert index_of([1, 2, 3, 4]).continuation(2) == []
     assert index_of([7, 8, 7, 8]).continuation(5) == [7, 8, 7, 8, 7]  # a loop goes on
+    assert index_of([1, 2, 3, 4, 5, 7, *range(10, 99), 9, 3, 4, 5, 8, 2, 3, 4, 5]).continuation(1) == [7]
     assert index_of([]).continuation(2) == index_of([1]).continuation(2) == []
 
 
@@ -52,6 +53,14 @@ def test_ngrams_follow_a_growing_text() -> None:
     assert draft() == [4, 9]
     proposer.forget("text")
     assert draft() == [4, 9]
+
+
+def test_the_length_of_a_match() -> None:
+    text = list(range(10, 30))
+    lengths = {count: index_of([*text, *text[:count]]).match().length for count in (0, 1, 2, 5, 8, 12)}
+    assert lengths == {0: 0, 1: 0, 2: 2, 5: 5, 8: 8, 12: 8}
+    request = DraftRequest("text", [1, 2, 3, 4], [1, 2, 3], None, 0, None, 2)  # type: ignore[arg-type]
+    assert NgramProposer().matched(request) == 3
 
 
 @pytest.mark.parametrize("kind", ["draft", "early-exit"])
@@ -181,31 +190,31 @@ def test_costs_between_and_beyond_sizes() -> None:
 
 def test_lengths_follow_costs_and_rates() -> None:
     flat, steep = costs_of({1: 1.0, 17: 1.0, 40: 1.0}), costs_of({1: 1.0, 17: 17.0, 40: 40.0})
-    assert draft_lengths([0.9], [16], flat) == [16]
-    assert draft_lengths([0.9], [16], steep) == [0]
-    assert draft_lengths([0.9], [16], PassCosts()) == [0]
+    assert draft_lengths([[0.9] * 16], [16], flat) == [16]
+    assert draft_lengths([[0.9] * 16], [16], steep) == [0]
+    assert draft_lengths([[0.9] * 16], [16], PassCosts()) == [0]
     mild = costs_of({1: 1.0, 9: 3.0, 17: 5.0})
-    high, low = draft_lengths([0.95], [16], mild)[0], draft_lengths([0.4], [16], mild)[0]
+    high, low = draft_lengths([[0.95] * 16], [16], mild)[0], draft_lengths([[0.4] * 16], [16], mild)[0]
     assert high > 4 and low <= 1
-    assert draft_lengths([0.95], [16], mild, seconds_per_draft=0.8) == [0]
-    both = draft_lengths([0.95, 0.1], [16, 16], mild)
+    assert draft_lengths([[0.95] * 16], [16], mild, seconds_per_draft=0.8) == [0]
+    both = draft_lengths([[0.95] * 16, [0.1] * 16], [16, 16], mild)
     assert both[0] > both[1] == 0
-    assert draft_lengths([0.9, 0.9], [16, 3], flat) == [16, 3]
+    assert draft_lengths([[0.9] * 16] * 2, [16, 3], flat) == [16, 3]
 
 
 def test_a_step_in_the_costs_is_jumped() -> None:
     """A pass of two tokens costs as much as one of eight: one more token does not pay, seven do."""
-    assert draft_lengths([0.9], [16], costs_of({1: 1.0, 2: 2.0, 8: 2.0, 17: 17.0})) == [7]
+    assert draft_lengths([[0.9] * 16], [16], costs_of({1: 1.0, 2: 2.0, 8: 2.0, 17: 17.0})) == [7]
 
 
 def test_acceptance() -> None:
     known = Acceptance()
     for _ in range(40):
         known.record(4, 4)
-    assert known.rate > 0.97
+    assert known.rates(1)[0] > 0.97
     for _ in range(40):
         known.record(4, 0)
-    assert known.rate < 0.3
+    assert known.rates(1)[0] < 0.3
     known = Acceptance()
     for _ in range(3):
         known.record(0, 0)
@@ -215,3 +224,20 @@ def test_acceptance() -> None:
     known.record(0, 0)
     known.record(2, 1)
     assert known.retry == 16
+
+
+def test_longer_matches_have_rates_of_their_own() -> None:
+    known = Acceptance()
+    for _ in range(30):
+        known.record(3, 1, matched=2)  # the first token is right, the second is wrong
+    first, second, third = known.rates(3, matched=2)
+    assert first > 0.95 and second < 0.1 and third == FIRST_RATE
+    assert known.rates(2, matched=3) == [second, third] and known.rates(1) == [FIRST_RATE]
+    known.record(9, 9, matched=7)
+    assert len(set(known.rates(20, matched=8))) == 1  # all longer ones are alike
+
+
+def test_lengths_follow_the_rate_of_each_place() -> None:
+    flat = costs_of({1: 1.0, 17: 3.0})
+    assert draft_lengths([[0.9, 0.9, 0.01, 0.9]], [4], flat) == [2]
+    assert draft_lengths([[0.9, 0.9, 0.9], [0.1, 0.99, 0.99]], [3, 3], costs_of({2: 1.0, 8: 2.5})) == [3, 0]
