@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO
 from synthe_cli import figures
 from synthe_cli.escape import escaped, json_text, printable
 from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
-from synthe_core.units import format_count, format_size
+from synthe_core.units import format_count, format_part, format_size
 
 LINE_INTERVAL = 5.0  # seconds between plain progress lines
 JSON_INTERVAL = 0.25  # seconds between JSON progress lines of one task; every other event is written
@@ -220,9 +220,10 @@ def progress_text(event: Progress) -> str:
 
 def amount(event: Progress) -> str:
     """Done and total: `1.2M/3.5M bytes`, `1m20s/3m00s`."""
-    form = figures.duration if event.unit == "seconds" else format_count
-    unit = "" if event.unit == "seconds" else f" {event.unit}" if event.unit else ""
-    return form(event.done) + (f"/{form(event.total)}" if event.total else "") + unit
+    if event.unit == "seconds":
+        return figures.duration(event.done) + (f"/{figures.duration(event.total)}" if event.total else "")
+    text = format_part(event.done, event.total) if event.total else format_count(event.done)
+    return f"{text} {event.unit}" if event.unit else text
 
 
 def json_line(event: Event) -> str:

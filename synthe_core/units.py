@@ -59,6 +59,17 @@ def format_count(count: float) -> str:
     return f"{'-' if count < 0 else ''}{text}{('', 'k', 'M', 'G', 'T', 'P')[power]}"
 
 
+def format_part(part: float, whole: float) -> str:
+    """A part with what it is of, in one unit: `0.3k/1.07k`."""
+    text = format_count(whole)
+    unit = COUNT_SUFFIXES.get(text[-1])
+    if unit is None or abs(part) >= abs(whole):
+        return f"{format_count(part)}/{text}"
+    number = part / unit
+    digits = f"{number:.3g}" if number >= 1 else f"{number:.2f}".rstrip("0").rstrip(".")
+    return f"{digits}{text[-1]}/{text}"
+
+
 def parse_length(text: str) -> int:
     """Tokens of `512`, `2k` (2048) or `1M` (1048576). ValueError otherwise, and for 0."""
     match = _LENGTH.fullmatch(text)

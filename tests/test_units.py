@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthe_core.units import format_count, format_length, format_size, parse_count, parse_length, parse_size
+from synthe_core.units import (
+    format_count,
+    format_length,
+    format_part,
+    format_size,
+    parse_count,
+    parse_length,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +132,20 @@ def test_a_length_of_millions() -> None:
 def test_a_bad_length_is_an_error_of_one_line_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="is not a number of tokens, such as 512, 2k or 1M"):
         parse_length(text)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (302, 1070, "0.3k/1.07k"),
+        (0, 5, "0/5"),
+        (3, 3.5e6, "0M/3.5M"),
+        (1.2e6, 3.5e6, "1.2M/3.5M"),
+        (1000, 1000, "1k/1k"),
+        (12_500, 1e6, "0.01M/1M"),
+        (0.25, 2, "0.25/2"),
+        (7, math.inf, "7/inf"),
+    ],
+)
+def test_a_part_has_the_unit_of_the_whole(part: float, whole: float, text: str) -> None:
+    assert format_part(part, whole) == text
