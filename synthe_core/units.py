@@ -11,6 +11,8 @@ import math
 import re
 
 COUNT_SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12, "P": 10**15}
+EXACT = 10_000
+"""Below it a part and its whole are written with all their digits."""
 NUMBER = r"[0-9][0-9_]*(?:\.[0-9]*)?"
 _COUNT = re.compile(rf"\s*({NUMBER})\s*([{''.join(COUNT_SUFFIXES)}]?)\s*")
 _SIZE = re.compile(rf"\s*({NUMBER})\s*((?:[kmgtp]i?)?)(b?)\s*", re.IGNORECASE)
@@ -60,7 +62,9 @@ def format_count(count: float) -> str:
 
 
 def format_part(part: float, whole: float) -> str:
-    """A part with what it is of, in one unit: `0.3k/1.07k`."""
+    """A part with what it is of, in one unit: `302/1070`, `1.2M/3.5M`."""
+    if abs(whole) < EXACT and float(part).is_integer() and float(whole).is_integer():
+        return f"{part:.0f}/{whole:.0f}"
     text = format_count(whole)
     unit = COUNT_SUFFIXES.get(text[-1])
     if unit is None or abs(part) >= abs(whole):

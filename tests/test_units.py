@@ -137,14 +137,17 @@ def test_a_bad_length_is_an_error_of_one_line_with_an_example(text: str) -> None
 @pytest.mark.parametrize(
     ("part", "whole", "text"),
     [
-        (302, 1070, "0.3k/1.07k"),
+        (302, 1070, "302/1070"),
+        (302.5, 1070, "0.3k/1.07k"),
+        (9_999, 10_000, "10k/10k"),
         (0, 5, "0/5"),
         (3, 3.5e6, "0M/3.5M"),
         (1.2e6, 3.5e6, "1.2M/3.5M"),
-        (1000, 1000, "1k/1k"),
+        (1000, 1000, "1000/1000"),
         (12_500, 1e6, "0.01M/1M"),
         (0.25, 2, "0.25/2"),
         (7, math.inf, "7/inf"),
+        (math.nan, 5, "nan/5"),
     ],
 )
 def test_a_part_has_the_unit_of_the_whole(part: float, whole: float, text: str) -> None:

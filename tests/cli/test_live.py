@@ -44,7 +44,7 @@ def test_a_row_for_each_trial(width: int, capsys: pytest.CaptureFixture[str]) ->
     assert solved.split() == ["delta", "lr=0.001", "solved", "780", "steps", "99.2%", "31s"]
     assert failed.split() == ["delta", "lr=1e+30", "failed"]
     assert running.startswith("mamba lr=0.001  ━━━") and running.split("━ ")[1].split() == [
-        *("42%", "660/1.56k", "steps", "23.1%", "40s", "left")
+        *("42%", "660/1560", "steps", "23.1%", "40s", "left")
     ]
     assert whole.startswith("sweep           ━━━") and whole.split()[-5:] == ["50%", "2/4", "trials", "3m20s", "left"]
     assert max(map(len, (solved, failed, running, whole))) <= width
