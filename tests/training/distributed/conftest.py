@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,12 @@ class Runs:
 
 
 @pytest.fixture(scope="session")
-def _cache_of_all(cache: Path) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SYNTHE_CACHE", str(cache))
-        yield cache
-
-
-@pytest.fixture(scope="session")
-def short_runs(tmp_path_factory: pytest.TempPathFactory, _cache_of_all: Path) -> Runs:
+def short_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Of twelve steps."""
     return Runs(tmp_path_factory.mktemp("short") / "runs", steps=12)
 
 
 @pytest.fixture(scope="session")
-def long_runs(tmp_path_factory: pytest.TempPathFactory, _cache_of_all: Path) -> Runs:
+def long_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Of fifty steps."""
     return Runs(tmp_path_factory.mktemp("long") / "runs", steps=50)
