@@ -11,6 +11,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "delta_memory": {"heads": 2},
     "fast_weights": {"heads": 2},
     "gla": {"heads": 2},
+    "hgrn2": {"heads": 2},
     "hyena": {"length": 1024},
     "kda": {"heads": 2},
     "latent_attention": {"heads": 2, "rank": 24},
@@ -23,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
             {"every": 128, "size": 32, "rule": "kalman"},
         ]
     },
+    "retention": {"heads": 2},
     "rwkv7": {"head_size": 32},
     "slots": {"slots": 64, "heads": 2},
     "test_time": {"heads": 2},

@@ -96,6 +96,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "kv_heads": 2, "key_size": 3, "value_size": 5, "conv": 3, "conv_bias": True, "rank": 4},
         {"heads": 2, "temperature": 1.0, "decay_floor": -0.5, "gate": False, "conv": 1},
     ],
+    "hgrn2": [
+        {"heads": 2},
+        {"heads": 2, "key_size": 5, "value_size": 3, "lower_bound": 0.3},
+    ],
     "hyena": [
         {"length": 9, "filter_width": 8, "bands": 2},
         {"length": 70, "filter_layers": 1, "frequency": 1.0, "decay": [0.5, 0.5], "shift": 0.05},
@@ -140,6 +144,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2},
         {"heads": 2, "conv": 0, "cap": None, "forget": "exponential", "output": "silu", "forget_bias": [-1, 1]},
         {"heads": 4, "key_size": 3, "value_size": 6, "conv": 0, "norm": "layer", "norm_eps": 1e-3},
+    ],
+    "retention": [
+        {"heads": 4},
+        {"heads": 2, "key_size": 5, "value_size": 3, "rope": None, "gate": False},
     ],
     "rg_lru": [
         {"heads": 4},

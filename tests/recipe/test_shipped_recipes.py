@@ -77,7 +77,10 @@ def test_post_training_begins_with_a_published_model(path):
     assert recipe.model == load_recipe(published).model
 
 
-MIXERS = ["transformer", "mamba", "mamba2", "deltanet", "gated-deltanet", "rwkv7", "kda", "mlstm", "hyena"]
+MIXERS = [
+    *("transformer", "mamba", "mamba2", "deltanet", "gated-deltanet", "rwkv7", "kda", "mlstm", "hyena"),
+    *("retention", "hgrn2"),
+]
 PAIRS = [
     *(("tiny", f"baselines/{name}") for name in MIXERS),
     *(("60m-flat", f"baselines/{name}-60m") for name in MIXERS),

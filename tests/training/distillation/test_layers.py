@@ -21,7 +21,10 @@ from synthe_core.training.distillation.layers import (
 from tests.laws.entries import VARIANTS, WIDTH
 from tests.training.distillation.models import ATTENTION, LEARNERS, spec, student, teacher, tokens
 
-LINEAR = ("delta", "delta_memory", "fast_weights", "gla", "kda", "lightning_attention", "mamba2", "mlstm", "rwkv7")
+LINEAR = (
+    *("delta", "delta_memory", "fast_weights", "gla", "hgrn2", "kda", "lightning_attention", "mamba2", "mlstm"),
+    *("retention", "rwkv7"),
+)
 CASES = [(name, keys) for name in LINEAR for keys in VARIANTS.get(name, [{}])]
 
 
