@@ -18,7 +18,7 @@ from synthe_core.model.head_chunks import logits_in_chunks
 from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.ops.dispatch import Op, OpRecorder, record_ops
 
-FOLLOWED = RULES | {"gated_average", "window_attention", "probed_attention"}
+FOLLOWED = RULES | {"gated_average", "window_attention", "probed_attention", "forgetting_attention"}
 """The operators whose readings can be followed back."""
 LIKELIEST = 5
 

@@ -149,7 +149,7 @@ def _average(logits: Tensor, value: Tensor, state: Tensor) -> Iterator[Block]:
 
 def _answers(call: MemoryCall, out: Tensor) -> Tensor:
     """The output of attention by heads, with zeros for tokens without a query."""
-    if call.op.name == "window_attention":
+    if "selected" not in call.arguments:
         return out[0].transpose(0, 1)
     selected = call.arguments["selected"][0]
     expanded = out.new_zeros(len(selected), *out.shape[1:])
@@ -158,8 +158,8 @@ def _answers(call: MemoryCall, out: Tensor) -> Tensor:
 
 
 def _softmax(call: MemoryCall) -> Iterator[Block]:
-    """softmax(q·k / √K) v over the window, grouped heads, scores bounded where there is a cap; the reading is zero if
-    no key is visible."""
+    """softmax(q·k / √K) v over the window, grouped heads, scores bounded where there is a cap and lowered by what a
+    forget gate forgets; the reading is zero if no key is visible."""
     arguments = call.arguments
     probed = call.op.name == "probed_attention"
     selected = arguments["selected"][0] if probed else None
@@ -177,6 +177,7 @@ def _softmax(call: MemoryCall) -> Iterator[Block]:
     past, window = k.shape[1] - q.shape[1], arguments["window"]
     sizes = v.norm(dim=-1)
     valid = arguments["valid"]
+    reach = arguments["reach"][0].double().T if "reach" in arguments else None
     for start in range(0, q.shape[1], ROWS):
         stop = min(start + ROWS, q.shape[1])
         row = torch.arange(start, stop, device=q.device)[:, None] + past
@@ -189,6 +190,8 @@ def _softmax(call: MemoryCall) -> Iterator[Block]:
         scores = q[:, start:stop] @ k[:, : stop + past].transpose(1, 2) / q.shape[-1] ** 0.5
         if (cap := arguments.get("cap")) is not None:
             scores = cap * torch.tanh(scores / cap)
+        if reach is not None:
+            scores = scores - reach[:, None, : stop + past]  # what a query forgets of all keys changes no weight
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
         total = weights @ v[:, : stop + past]
         lengths = weights * sizes[:, None, : stop + past]

@@ -23,6 +23,8 @@ LAYERS = Table(
         "delta_memory": "synthe_core.layers.delta_memory:DeltaMemory",
         "experts": "synthe_core.layers.experts:Experts",
         "fast_weights": "synthe_core.layers.fast_weights:FastWeights",
+        "forgetting_attention": "synthe_core.layers.forgetting_attention:ForgettingAttention",
+        "gated_delta_2": "synthe_core.layers.gated_delta_2:GatedDelta2",
         "gated_conv": "synthe_core.layers.gated_conv:GatedConv",
         "gla": "synthe_core.layers.gla:GLA",
         "hgrn2": "synthe_core.layers.hgrn2:HGRN2",

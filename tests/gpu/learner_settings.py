@@ -10,6 +10,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "delta": {"heads": 2},
     "delta_memory": {"heads": 2},
     "fast_weights": {"heads": 2},
+    "forgetting_attention": {"heads": 2},
+    "gated_delta_2": {"heads": 2},
     "gla": {"heads": 2},
     "hgrn2": {"heads": 2},
     "hyena": {"length": 1024},

@@ -100,7 +100,15 @@ def test_attributed_reads_reconstruct_the_output(case: dict[str, Any]) -> None:
     seen = observe(model, text())
     all_reads = [reads for call in seen.memory_calls if (reads := follow(call, TIME)) is not None]
     linear = {"delta", "delta_memory", "fast_weights", "gla", "lightning_attention", "mlstm", "mamba2", "kda", "rwkv7"}
-    linear |= {"hgrn2", "retention", "momentum", "attention", "latent_attention"}
+    linear |= {
+        "hgrn2",
+        "retention",
+        "gated_delta_2",
+        "forgetting_attention",
+        "momentum",
+        "attention",
+        "latent_attention",
+    }
     own = [reads for reads in all_reads if reads.path == "blocks.0.1"]
     assert len(own) == (1 if case["type"] in linear else len(own))
     for reads in all_reads:

@@ -90,7 +90,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "reset_every": 16,
         },
     ],
+    "forgetting_attention": [
+        {"heads": 4},
+        {"heads": 4, "kv_heads": 2, "window": 5, "gate": True},
+        {"heads": 2, "head_size": 5, "window": 2, "qk_norm": False},
+    ],
     "gated_conv": [{}, {"taps": 5, "bias": True}],
+    "gated_delta_2": [
+        {"heads": 2},
+        {"heads": 2, "key_size": 5, "value_size": 3, "conv": 0, "rank": 3, "erase_max": 2.0},
+        {"heads": 4, "conv": 2, "conv_bias": True},
+    ],
     "gla": [
         {"heads": 2},
         {"heads": 4, "kv_heads": 2, "key_size": 3, "value_size": 5, "conv": 3, "conv_bias": True, "rank": 4},

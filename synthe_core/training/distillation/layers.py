@@ -25,7 +25,7 @@ SOFTMAX = "window_attention"
 SAME_HEAD = ("logit_scale", "logit_cap")
 
 
-NORMALISING = frozenset({"delta", "delta_memory", "gla", "kda", "mlstm", "retention", "rwkv7"})
+NORMALISING = frozenset({"delta", "delta_memory", "gated_delta_2", "gla", "kda", "mlstm", "retention", "rwkv7"})
 """Learners that normalise each head's reading: the length of a row of their mixing matrix has no effect."""
 
 

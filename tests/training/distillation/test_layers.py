@@ -23,7 +23,7 @@ from tests.training.distillation.models import ATTENTION, LEARNERS, spec, studen
 
 LINEAR = (
     *("delta", "delta_memory", "fast_weights", "gla", "hgrn2", "kda", "lightning_attention", "mamba2", "mlstm"),
-    *("retention", "rwkv7"),
+    *("gated_delta_2", "retention", "rwkv7"),
 )
 CASES = [(name, keys) for name in LINEAR for keys in VARIANTS.get(name, [{}])]
 
