@@ -121,10 +121,9 @@ class ForgettingAttention(Learner[ForgettingAttentionState]):
         o = forgetting_attention(q, k, v, reach, self.window, valid).flatten(2)
         y = self.out(o * sigmoid(gate) if self.config.gate else o)
         length = min(self.window, k.shape[1])
-        last = (ctx.last(part, length) for part in (k, v, reach[:, -1:] - reach))
-        remembered = (part.to(self.state_dtype) for part in last)
+        last = [ctx.last(part, length).to(self.state_dtype) for part in (k, v, reach[:, -1:] - reach)]
         new = x.shape[1] if ctx.mask is None else ctx.mask.sum(1)
-        return y, ForgettingAttentionState(*remembered, (state.filled + new).clamp_max(length))
+        return y, ForgettingAttentionState(last[0], last[1], last[2], (state.filled + new).clamp_max(length))
 
     def _reach(self, forget: Tensor, forgotten: Tensor, ctx: Pass) -> Tensor:
         """Running sums of log f [B, n + T, H] of the window's tokens and this pass's, 0 before it."""

@@ -52,7 +52,7 @@ def test_is_the_equation_of_its_docstring_from_any_state() -> None:
     learner, x = make(heads=1, head_size=4, window=5), torch.randn(1, 6, WIDTH, dtype=torch.float64)
     past = [torch.randn(1, 3, 1, 4, dtype=torch.float64) for _ in range(2)]
     forgotten = torch.tensor([-0.7, -0.2, 0.0], dtype=torch.float64).view(1, 3, 1)
-    state = ForgettingAttentionState(*past, forgotten, torch.tensor([3.0], dtype=torch.float64))
+    state = ForgettingAttentionState(past[0], past[1], forgotten, torch.tensor([3.0], dtype=torch.float64))
     y, after = learner(x, state, Pass.over(x))
     q, k, v, _, log_forget = (part[0] for part in parts(learner, x))
     keys, values = torch.cat([past[0][0], k])[:, 0], torch.cat([past[1][0], v])[:, 0]

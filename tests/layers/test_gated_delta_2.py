@@ -65,7 +65,7 @@ def test_is_the_equation_of_its_docstring_from_any_state() -> None:
     y, after = learner(x, state, Pass.over(x))
     mixed, b, w, low, gate = learner.project(x).split(learner.features, -1)
     past, S = torch.cat([state.conv, mixed], 1), state.memory[0, 0]
-    assert learner.conv1d is not None
+    assert learner.conv1d is not None and learner.conv1d.bias is not None
     for t in range(6):
         taps = (learner.conv1d.weight[:, 0].T * past[0, t : t + 3]).sum(0) + learner.conv1d.bias
         q, k, v = F.silu(taps).split([3, 3, 4])
