@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +172,7 @@ class Backbone(nn.Module):
             if self.router is not None and index == self.routed[0]:
                 chosen, ctx.exploration = self.router(x, ctx, self._block_flops)
                 choices = dict(zip(self.routed, chosen, strict=True))
-            step = partial(block.routed, choices[index]) if index in choices else block
+            step = partial(cast(Block, block).routed, choices[index]) if index in choices else block
             sample = ctx.exploration if index in choices else None
             if sample is not None:
                 sample.record(x)

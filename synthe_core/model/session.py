@@ -155,7 +155,7 @@ def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None, we
 def _first_rows(module: nn.Linear | nn.Embedding) -> Tensor:
     """The first rows of a matrix as it is used, without dequantising the others."""
     if slots_of(module):
-        return module.first_rows(ROWS)  # type: ignore[operator, union-attr]
+        return module.first_rows(ROWS)  # type: ignore[operator]
     matrix = quantized_matrix(module)
     return module.weight if matrix is None else matrix.rows(slice(0, ROWS))
 
