@@ -21,7 +21,7 @@ KINDS = ("ngram", "draft", "early-exit")
 
 @dataclass(frozen=True)
 class SpeculationSettings:
-    """kind: one of KINDS. model: what drafts, as it was named. blocks: of an early exit, None for a third of them."""
+    """kind: one of KINDS. model: what drafts, as it was named. blocks: of an early exit, None for its default."""
 
     kind: str
     model: str = ""
