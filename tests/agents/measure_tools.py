@@ -1,6 +1,6 @@
 """Measures calls of tools with a published model: docs/results/tools.md.
 
-python -m tests.agents.measure_tools valid MODEL [--requests 200]
+python -m tests.agents.measure_tools valid MODEL [--requests 200] [--first 0]
 python -m tests.agents.measure_tools functions MODEL --data glaive_toolcall_en_demo.json [--adapter RUN]
 python -m tests.agents.measure_tools arithmetic MODEL [--adapter RUN] [--attempts N]
 python -m tests.agents.measure_tools attempts MODEL
@@ -70,8 +70,9 @@ def random_tools(draw: random.Random) -> list[dict[str, Any]]:
     return tools
 
 
-def measure_valid(model: LoadedModel, count: int) -> Iterator[str]:
-    """Random tools and questions: how many calls obey their schema, with `required` and with `auto`."""
+def measure_valid(model: LoadedModel, count: int, first: int) -> Iterator[str]:
+    """Random tools and questions, from number `first` on: how many calls obey their schema, with `required` and with
+    `auto`."""
     with AsyncEngine([model], max_num_seqs=AT_ONCE) as engine, Server(engine, Settings()) as server:
         client = httpx.Client(base_url=server.url, timeout=None)
 
@@ -102,7 +103,7 @@ def measure_valid(model: LoadedModel, count: int) -> Iterator[str]:
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
             counts: Counter[tuple[str, str]] = Counter()
-            for number, result in enumerate(threads.map(one, range(count)), start=1):
+            for number, result in enumerate(threads.map(one, range(first, first + count)), start=1):
                 counts[result] += 1
                 if number % 10 == 0 or number == count:
                     yield f"{number}: " + ", ".join(
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("what", choices=("valid", "functions", "arithmetic", "attempts", "write"))
     parser.add_argument("model", type=Path)
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="number of the first request, to go on with")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--attempts", type=int, default=1)
@@ -243,7 +245,7 @@ def main() -> None:
         model.load_adapter("trained", given.adapter)
         name = f"{name}:trained"
     lines = {
-        "valid": lambda: measure_valid(model, given.requests),
+        "valid": lambda: measure_valid(model, given.requests, given.first),
         "functions": lambda: measure_functions(model, name, given.data, given.requests),
         "arithmetic": lambda: measure_arithmetic(model, name, given.requests, given.attempts),
         "attempts": lambda: measure_attempts(model, name),
