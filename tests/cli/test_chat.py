@@ -45,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     real, own = cache_dir(), tmp_path / "cache"
     own.mkdir()
     for each in real.glob("*"):
-        if each.name not in ("chats", "chat_history"):
+        if each.name not in ("chats", "chat_history", "documents"):
             (own / each.name).symlink_to(each)
     monkeypatch.setenv("SYNTHE_CACHE", str(own))
     return own
