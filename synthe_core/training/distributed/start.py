@@ -108,9 +108,14 @@ def _join(recipe: Recipe, hardware: Hardware) -> Ranks:
         torch.cuda.set_device(local_rank)
     seconds = recipe.runtime.mesh.timeout
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=seconds)
-        )
+        limit = timedelta(seconds=seconds)
+        store, rank, size = next(iter(dist.rendezvous("env://", timeout=limit)))
+        if (
+            os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+        ):  # one agent, whose store has the addresses of processes before
+            store = dist.PrefixStore(f"synthe/attempt-{restarts()}", store)
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise WorkError(
