@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from synthe_core.hardware.execution import active_context
 from synthe_core.ops.dispatch import op
 
 BLOCK = 256  # queries whose scores are in memory at once
 
 
-@op(batch_invariant=("cpu",))
+@op
 def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, reach: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """Softmax attention of each token to itself and the `window - 1` tokens before it, nearer tokens preferred.
 
@@ -40,9 +41,22 @@ def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, reach: Tensor, window:
     return torch.stack(outputs, dim=1)
 
 
-@forgetting_attention.kernel("blocks", rank=10, tolerance=1e-5)
+@forgetting_attention.kernel("blocks", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def blocks(q: Tensor, k: Tensor, v: Tensor, reach: Tensor, window: int, valid: Tensor | None) -> Tensor:
-    """Queries in blocks, each against the keys that one of them reads: scores of a block only are in memory."""
+    """Queries in blocks, each against the keys that one of them reads: scores of a block only are in memory. Where
+    batch invariance is asked for, rows are computed one by one, from the first key that is real."""
+    if not active_context().batch_invariant:
+        return _in_blocks(q, k, v, reach, window, valid)
+    past, outputs = k.shape[1] - q.shape[1], []
+    firsts = [0] * len(q) if valid is None else valid.int().argmax(1).clamp_max(past).tolist()
+    for row, first in enumerate(firsts):
+        own = None if valid is None else valid[row : row + 1, first:]
+        keys, values, sums = (x[row : row + 1, first:] for x in (k, v, reach))
+        outputs.append(_in_blocks(q[row : row + 1], keys, values, sums, window, own))
+    return torch.cat(outputs)
+
+
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, reach: Tensor, window: int, valid: Tensor | None) -> Tensor:
     past = k.shape[1] - q.shape[1]
     outputs = []
     for start in range(0, q.shape[1], BLOCK):

@@ -144,6 +144,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         | {"multipliers": [0.7, 1.3, 0.5, 2.0, 1.1], "bias": "in"},
         {"head_size": 5, "heads": 3, "state_size": 4, "norm": "none", "bias": "out"},
     ],
+    "mesa": [
+        {"heads": 4},
+        {"heads": 2, "key_size": 5, "value_size": 3, "conv": 0, "gate": True},
+        {"heads": 4, "key_size": 6, "conv": 2, "conv_bias": True, "ridge_min": 0.5},
+    ],
     "mlp": [
         {},
         {"hidden": 24, "bias": True},

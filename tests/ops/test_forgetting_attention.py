@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.ops.attention import window_attention
 from synthe_core.ops.forgetting_attention import forgetting_attention
 
@@ -29,6 +30,16 @@ def test_blocks_equal_the_reference(time: int, past: int, window: int, padded: b
     slopes = [torch.autograd.grad(o, leaves, upstream) for o in (actual, expected)]
     for a, b in zip(*slopes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("time", [1, 9])
+def test_a_row_has_the_bits_that_it_has_without_company_and_its_padding(time: int) -> None:
+    (q, k, v, reach), _ = problem(time, 30, False)
+    valid = torch.arange(30 + time) >= torch.tensor([[0], [17]])
+    with torch.no_grad(), ExecutionContext(batch_invariant=True).activate():
+        together = forgetting_attention(q, k, v, reach, 64, valid)
+        alone = forgetting_attention(q[1:], k[1:, 17:], v[1:, 17:], reach[1:, 17:], 64, None)
+    assert torch.equal(together[1:], alone)
 
 
 def test_without_forgetting_it_is_attention() -> None:
