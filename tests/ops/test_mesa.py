@@ -14,7 +14,10 @@ NAMES = ("q", "k", "v", "beta", "log_decay", "ridge", "keys", "values")
 
 def problem(time: int, decay: float, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(time)
-    draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
     q, k, v = F.normalize(draw(2, time, 3, 6), dim=-1), F.normalize(draw(2, time, 3, 6), dim=-1), draw(2, time, 3, 5)
     beta, log_decay, ridge = draw(2, time, 3).sigmoid(), -decay * draw(2, time, 3).sigmoid(), 0.25 + draw(3, 6).exp()
     root = draw(2, 3, 6, 6)
