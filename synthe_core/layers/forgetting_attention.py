@@ -39,7 +39,8 @@ class ForgettingAttention(Learner[ForgettingAttentionState]):
     x [B, T, D]; H query heads of size K read G = `kv_heads` key heads. f_t = σ(W_f x_t + b) of every query head, whose
     bias begins such that heads forget within 4 to 1,024 tokens. There are no positions: forgetting is what makes
     near tokens differ from far ones. Queries and keys are normalised per head, with weights. With `gate` the heads'
-    outputs are multiplied by σ(W_g x), channel by channel. The state grows up to `window` tokens (`full` = 131,072), n (2 G K + H) numbers a row.
+    outputs are multiplied by σ(W_g x), channel by channel. The state grows up to `window` tokens (`full` =
+    131,072), n (2 G K + H) numbers a row.
 
     Source: Lin et al. 2025, "Forgetting transformer"; the layer as in fla.
     """
