@@ -30,15 +30,15 @@ OPTIONS = ("-n", 4, "--seed", 1, "-t", 0)
 
 
 def test_a_folder_is_indexed_and_read(synthe: Run, talker: Path, handbook: Path, cache: Path) -> None:  # noqa: F811
-    talk = ("chat", talker, *OPTIONS, "--documents", handbook, "--json")
-    one, two = rows(synthe(*talk, stdin="Who needs a receipt of taxis?\nzebra?\n"))
+    arguments = ("chat", talker, *OPTIONS, "--documents", handbook, "--json")
+    one, two = rows(synthe(*arguments, stdin="Who needs a receipt of taxis?\nzebra?\n"))
     (passage,) = one["passages"]
     assert (passage["citation"], passage["document"], passage["cited"]) == (1, "handbook/travel.txt", False)
     assert passage["text"] == "Trains are paid in second class. Taxis need a receipt."
     assert [each["document"] for each in two["passages"]] == ["handbook/travel.txt"]  # about the message before it
     assert one["prompt_tokens"] > 100 and len(list((cache / "documents").glob("*.db"))) == 1
     (handbook / "travel.txt").write_text("Bicycles are paid.\n")
-    (again,) = rows(synthe(*talk, stdin="Who pays for bicycles?\n"))
+    (again,) = rows(synthe(*arguments, stdin="Who pays for bicycles?\n"))
     assert [each["text"] for each in again["passages"]] == ["Bicycles are paid."]
 
 

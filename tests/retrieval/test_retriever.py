@@ -1,4 +1,4 @@
-"""Which passages a message is read with, and where the index of a file is told from a document."""
+"""Which passages a message is read with, and where the index of a file is distinguished from a document."""
 
 from __future__ import annotations
 

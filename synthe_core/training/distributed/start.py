@@ -73,15 +73,15 @@ def process_group(
         yield ranks
         ranks.share(None)  # rank 0 has written everything
     except SyntheError as error:
-        _tell(error)
+        _leave_error(error)
         raise
     except RuntimeError as error:  # torch's errors of lost connections are subclasses
         if not _is_lost_connection(error):
-            _tell(WorkError(f"rank {ranks.rank}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+            _leave_error(WorkError(f"rank {ranks.rank}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
             raise
         raise _reason() from error
     except BaseException as error:
-        _tell(WorkError(f"rank {ranks.rank}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        _leave_error(WorkError(f"rank {ranks.rank}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"))
         raise
     finally:
         ended.set()
@@ -129,8 +129,8 @@ def _check_same(recipe: Recipe, ranks: Ranks) -> None:
     """InputError unless all processes have one recipe."""
     mine = recipe.model_dump(mode="json")
     first = ranks.share(mine)
-    found = ranks.gather(differences(first, mine))
-    for rank, changes in enumerate(found):
+    differing = ranks.gather(differences(first, mine))
+    for rank, changes in enumerate(differing):
         if changes:
             raise InputError(
                 f"rank {rank} trains another recipe than rank 0: {'; '.join(changes[:3])}",
@@ -144,7 +144,7 @@ def _store() -> Any:
     return _get_default_store()
 
 
-def _tell(error: SyntheError) -> None:
+def _leave_error(error: SyntheError) -> None:
     """Leaves an error for the others, unless one is there, and waits until they have noticed."""
     facts = {"kind": type(error).__name__, "lines": error.lines, "hint": error.hint}
     value = json.dumps(facts)

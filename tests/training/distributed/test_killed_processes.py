@@ -27,15 +27,15 @@ CHILD = re.compile(r"^PPid:\s+(\d+)$", re.MULTILINE)
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that run `synthe`."""
-    found = []
+    ids = []
     for each in Path("/proc").iterdir():
         try:
             parent = CHILD.search((each / "status").read_text()) if each.name.isdecimal() else None
             if parent and int(parent[1]) == pid and b"synthe_cli" in (each / "cmdline").read_bytes():
-                found.append(int(each.name))
+                ids.append(int(each.name))
         except OSError:
             continue  # it has ended meanwhile
-    return found
+    return ids
 
 
 def run(folder: Path, out: str, processes: int, cache: Path) -> subprocess.Popen[bytes]:
