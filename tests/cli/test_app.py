@@ -52,7 +52,7 @@ def test_every_command_has_help(synthe: Run, path: list[str]) -> None:
     if not is_group or not path:
         examples = shown.stdout.partition("Examples:\n")[2].splitlines()
         assert len(examples) >= 2
-        assert all(line.startswith("  synthe ") for line in examples)
+        assert all(line.startswith(("  synthe ", "  torchrun ")) for line in examples)
 
 
 @pytest.mark.parametrize("path", [p for p in every_command() if p], ids=" ".join)

@@ -33,7 +33,7 @@ def small_and_dense(name: str) -> bool:
     model = Recipe.load(FOLDER / f"{name}.yaml").model
     routed = model.depth is not None or any(
         entry.type in ROUTED or getattr(entry, "when", None) is not None  # type: ignore[attr-defined]
-        for entry in model.block
+        for entry in model.learners
     )
     return model.width < 256 and not routed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -31,7 +31,8 @@ class LanguageModeling(Objective):
 
     def __call__(self, model: LanguageModel, batch: Batch, ctx: ObjectiveContext) -> Loss:
         exit: EarlyExitLoss | None = self.config.early_exit if torch.is_grad_enabled() else None
-        loss, state = model.loss(batch.inputs, batch.targets, ctx.state, batch.lengths, early_exit=exit)
+        options: dict[str, Any] = {} if exit is None else {"early_exit": exit}  # other models than ours have none
+        loss, state = model.loss(batch.inputs, batch.targets, ctx.state, batch.lengths, **options)
         return loss._replace(state=state)
 
     def evaluate(
