@@ -133,5 +133,6 @@ class GatedDelta2(Learner[GatedDelta2State]):
         return erase, write, log_decay
 
     def flops(self, time: int) -> float:
-        """The matrices, and per head KV multiplications to decay, 2KV operations to recall, to write and to read."""
-        return super().flops(time) + 7.0 * self.config.heads * self.key * self.value
+        """The matrices, and per head KV multiplications to decay, 2KV operations to recall, to erase, to write and to
+        read."""
+        return super().flops(time) + 9.0 * self.config.heads * self.key * self.value

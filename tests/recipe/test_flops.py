@@ -52,11 +52,17 @@ def one_each(*arguments: Any, out_shape: Any = None, **options: Any) -> int:
     return int(torch.Size(out_shape).numel())
 
 
+def solution(matrix: Any, *arguments: Any, out_shape: Any = None, **options: Any) -> int:
+    """Elimination in matrices [..., K, K]: 2 K^3 / 3 operations each."""
+    return round(torch.Size(matrix[:-2]).numel() * 2 * matrix[-1] ** 3 / 3)
+
+
 def everything() -> FlopCounterMode:
-    """torch's counter of matrix products, which counts what is done number by number as well."""
+    """torch's counter of matrix products, which counts linear equations and what is done number by number as well."""
     names = [name + place for name in ARITHMETIC for place in ("", "_")]
     names = [name for name in names if hasattr(torch.ops.aten, name)]
-    return FlopCounterMode(display=False, custom_mapping={getattr(torch.ops.aten, name): one_each for name in names})
+    mapping = {getattr(torch.ops.aten, name): one_each for name in names}
+    return FlopCounterMode(display=False, custom_mapping=mapping | {torch.ops.aten._linalg_solve_ex: solution})
 
 
 def causal_convolution(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
