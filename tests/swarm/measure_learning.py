@@ -21,6 +21,7 @@ from synthe_core.swarm.learning.learn import learn, roll_back
 from synthe_core.swarm.opening import open_store, pair_limits
 from synthe_core.swarm.spec import SpecialistSpec
 from tests.paths import SHARED
+from tests.swarm.test_team import set_keys
 
 NAME = "helper"
 
@@ -38,18 +39,7 @@ def new_team(path: Path, **changes: Any) -> SwarmFolder:
     base = next((SHARED / "models" / "smollm2-135m-instruct").glob("*.gguf"))
     folder = SwarmFolder.create(path, os.path.abspath(base))
     folder.add(NAME, SpecialistSpec.model_validate({"capabilities": "help", "prompt": "You are a helpful assistant."}))
-    set_keys(folder, batch=4, **changes)
-    return folder
-
-
-def set_keys(folder: SwarmFolder, **changes: Any) -> None:
-    """Writes keys of `learning` into swarm.yaml."""
-    text = folder.spec_path.read_text()
-    for key, value in changes.items():
-        (old,) = [line for line in text.splitlines() if line.strip().startswith(f"{key}: ")]
-        text = text.replace(old, f"  {key}: {value}")
-    folder.spec_path.write_text(text)
-    folder.reload()
+    return set_keys(folder, **{"batch": 4, **changes})
 
 
 def approve(folder: SwarmFolder, rows: list[tuple[str, str, str]]) -> None:

@@ -27,7 +27,8 @@ from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.learning.learn import roll_back
 from tests.paths import ROOT, SHARED
 from tests.processes import start
-from tests.swarm.measure_learning import NAME, approve, new_team, set_keys, single_turns
+from tests.swarm.measure_learning import NAME, approve, new_team, single_turns
+from tests.swarm.test_team import set_keys
 
 REQUEST = "Tell me how a lighthouse works."
 LOOK = 1.0
@@ -127,7 +128,7 @@ class Clients:
 
 def batch(folder: SwarmFolder, url: str, rows: list[tuple[str, str, str]], options: Any) -> dict[str, Any]:
     """Approves the pairs, and streams answers from when learning begins until it has ended."""
-    set_keys(folder, min_pairs=len(rows) * 9 // 10)  # of which some have the same prompt
+    set_keys(folder, min_pairs=str(len(rows) * 9 // 10))  # of which some have the same prompt
     known, began = len(folder.ledger()), time.perf_counter()
     approve(folder, rows)
     while not list((folder.path / "learning").glob("*")):
