@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, LearnerConfig, Pass
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, check_head_sizes
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid, sigmoid_gate, silu, softplus
@@ -92,10 +92,7 @@ class Delta(Learner[DeltaState]):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads = config.heads
-        if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(
-                f"{config.type}: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads)
-            )
+        check_head_sizes(config, width)
         low, high = config.beta_range
         if not 0 <= low < high <= 2:
             raise InputError(

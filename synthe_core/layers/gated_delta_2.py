@@ -8,9 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.kda import l2_norm
-from synthe_core.layers.learner import Learner, LearnerConfig, Pass
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, check_head_sizes
 from synthe_core.layers.mamba import convolve, initial_dt_bias
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -73,10 +72,7 @@ class GatedDelta2(Learner[GatedDelta2State]):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads = config.heads
-        if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(
-                f"gated_delta_2: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads)
-            )
+        check_head_sizes(config, width)
         self.key = config.key_size or width // heads
         self.value = config.value_size or width // heads
         keys, values, rank = heads * self.key, heads * self.value, config.rank or self.value

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, LearnerConfig, Pass
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, check_head_sizes
 from synthe_core.layers.mamba import convolve
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -61,8 +61,7 @@ class GLA(Learner[GLAState]):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads, groups = config.heads, config.kv_heads or config.heads
-        if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(f"gla: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads))
+        check_head_sizes(config, width)
         if heads % groups:
             raise InputError(
                 f"gla: heads {heads} is not divisible by kv_heads {groups}",

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, LearnerConfig, Pass
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, check_head_sizes
 from synthe_core.layers.mamba import convolve, initial_dt_bias
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -71,8 +71,7 @@ class KDA(Learner[KDAState]):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads = config.heads
-        if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(f"kda: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads))
+        check_head_sizes(config, width)
         groups = self.groups = config.value_heads or heads
         if groups % heads:
             raise InputError(

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.errors import InputError, nearest_divisor
+from synthe_core.errors import InputError
 from synthe_core.layers.adapter_batch import per_adapter
 from synthe_core.layers.attention import FULL_WINDOW
-from synthe_core.layers.learner import Learner, LearnerConfig, Pass
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, check_head_sizes
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.rope import Scaling, check_pairs, pass_angles
 from synthe_core.ops.attention import window_attention
@@ -70,10 +70,7 @@ class LatentAttention(Learner[LatentAttentionState]):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads = self.heads = config.heads
-        if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(
-                f"latent_attention: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads)
-            )
+        check_head_sizes(config, width)
         self.key, self.value = config.key_size or width // heads, config.value_size or width // heads
         self.rank = config.rank or 4 * self.key
         self.shared = -(-self.key // 4) * 2 if config.rope_size is None else config.rope_size

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
+from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.trace import Emission, Trace
 from synthe_core.quantization.matrix import count_parameters, quantized_size
 from synthe_core.state import nbytes
@@ -192,6 +193,15 @@ def apply_buffer_updates(updates: Iterable[tuple[Tensor, Tensor]]) -> None:
         values_of.setdefault(id(buffer), (buffer, []))[1].append(value)
     for buffer, values in values_of.values():
         buffer.copy_(torch.stack(values).mean(0))
+
+
+def check_head_sizes(config: Any, width: int) -> None:
+    """InputError where a head's sizes follow from the width, and `heads` do not divide it."""
+    if width % config.heads and None in (config.key_size, config.value_size):
+        raise InputError(
+            f"{config.type}: width {width} is not divisible by heads {config.heads}",
+            nearest_divisor(width, config.heads),
+        )
 
 
 class Learner(nn.Module, ABC, Generic[S]):

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, LearnerConfig, Pass
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, check_head_sizes
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid, sigmoid_gate
@@ -76,8 +75,7 @@ class MLSTM(Learner[MLSTMState]):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads = config.heads
-        if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(f"mlstm: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads))
+        check_head_sizes(config, width)
         self.key = config.key_size or max(width // heads // 2, 1)
         self.value = config.value_size or width // heads
         keys, values = 2 * heads * self.key, heads * self.value

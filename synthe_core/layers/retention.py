@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, LearnerConfig, Pass
+from synthe_core.errors import InputError
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, check_head_sizes
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.rope import pass_angles
 from synthe_core.ops.linear_attention import linear_attention
@@ -42,10 +42,7 @@ class Retention(Learner[Tensor]):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads = config.heads
-        if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(
-                f"retention: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads)
-            )
+        check_head_sizes(config, width)
         self.key = config.key_size or width // heads
         self.value = config.value_size or 2 * width // heads
         if config.rope is not None and self.key % 2:

@@ -68,6 +68,13 @@ def _native_refusal(hardware: Hardware, call: Call) -> str | None:
     return unavailable(hardware, call.device)
 
 
+def window_mask(queries: range, keys: range, window: int, device: torch.device) -> Tensor:
+    """bool [queries, keys]: whether the token of a query reads that of a key, itself or one of `window - 1` before."""
+    row = torch.arange(queries.start, queries.stop, device=device)[:, None]
+    column = torch.arange(keys.start, keys.stop, device=device)
+    return (column <= row) & (column > row - window)
+
+
 @window_attention.kernel("capped-blocks", rank=40, tolerance=1e-5, batch_invariant=("cpu",))
 def capped_blocks(
     q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
@@ -79,9 +86,7 @@ def capped_blocks(
     for start in range(0, q.shape[1], CAPPED):
         queries = q[:, start : start + CAPPED]
         first, last = max(0, past + start + 1 - window), past + start + queries.shape[1]
-        row = torch.arange(past + start, last, device=q.device)[:, None]
-        column = torch.arange(first, last, device=q.device)
-        mask = ((column <= row) & (column > row - window))[None, None]
+        mask = window_mask(range(past + start, last), range(first, last), window, q.device)[None, None]
         if valid is not None:
             mask = mask & valid[:, None, None, first:last]
         outputs.append(_capped(queries, k[:, first:last], v[:, first:last], mask, cap))
@@ -145,9 +150,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None) -> Tensor:
     """Torch's fused attention with an explicit mask: any past, any padding."""
     past = k.shape[1] - q.shape[1]
-    row = torch.arange(q.shape[1], device=q.device)[:, None] + past
-    column = torch.arange(k.shape[1], device=q.device)
-    mask = ((column <= row) & (column > row - window))[None, None]
+    mask = window_mask(range(past, k.shape[1]), range(k.shape[1]), window, q.device)[None, None]
     if valid is not None:
         mask = mask & valid[:, None, None]
     return _sdpa(q, k, v, mask=mask, causal=False)

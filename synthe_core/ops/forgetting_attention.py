@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.hardware.execution import active_context
+from synthe_core.ops.attention import window_mask
 from synthe_core.ops.dispatch import op
 
 BLOCK = 256  # queries whose scores are in memory at once
@@ -44,7 +45,7 @@ def forgetting_attention(q: Tensor, k: Tensor, v: Tensor, reach: Tensor, window:
 @forgetting_attention.kernel("blocks", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def blocks(q: Tensor, k: Tensor, v: Tensor, reach: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """Queries in blocks, each against the keys that one of them reads: scores of a block only are in memory. Where
-    batch invariance is asked for, rows are computed one by one, from the first key that is real."""
+    batch invariance is required, rows are computed one by one, from the first key that is real."""
     if not active_context().batch_invariant:
         return _in_blocks(q, k, v, reach, window, valid)
     past, outputs = k.shape[1] - q.shape[1], []
@@ -62,9 +63,7 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, reach: Tensor, window: int, vali
     for start in range(0, q.shape[1], BLOCK):
         queries = q[:, start : start + BLOCK]
         first, last = max(0, past + start + 1 - window), past + start + queries.shape[1]
-        row = torch.arange(past + start, last, device=q.device)[:, None]
-        column = torch.arange(first, last, device=q.device)
-        mask = ((column <= row) & (column > row - window))[None, None, None]
+        mask = window_mask(range(past + start, last), range(first, last), window, q.device)[None, None, None]
         if valid is not None:
             mask = mask & valid[:, None, None, None, first:last]
         outputs.append(_block(queries, k[:, first:last], v[:, first:last], reach[:, first:last], mask))

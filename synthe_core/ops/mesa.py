@@ -43,16 +43,21 @@ def mesa(
     changes neither, which is how padding is written.
     """
     require_float("q", q)
-    batch, time, heads, key = q.shape
-    A = q.new_zeros(batch, heads, key, key) if keys is None else keys
-    C = q.new_zeros(batch, heads, key, v.shape[-1]) if values is None else values
+    A, C = _memories(q, v, keys, values)
     outputs = []
-    for t in range(time):
+    for t in range(q.shape[1]):
         decay, write = log_decay[:, t, :, None, None].exp(), (beta[:, t, :, None] * k[:, t])[..., None]
         A, C = decay * A + write * k[:, t, :, None], decay * C + write * v[:, t, :, None]
         x = torch.linalg.solve(A + torch.diag_embed(ridge), q[:, t])
         outputs.append(torch.einsum("bhk,bhkv->bhv", x, C))
     return torch.stack(outputs, 1), A, C
+
+
+def _memories(q: Tensor, v: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A_0 and C_0: zeros where they are not given."""
+    batch, _, heads, key = q.shape
+    A = q.new_zeros(batch, heads, key, key) if keys is None else keys
+    return A, q.new_zeros(batch, heads, key, v.shape[-1]) if values is None else values
 
 
 @mesa.kernel("direct", rank=20, tolerance=1e-4, batch_invariant=("cpu",))
@@ -68,13 +73,11 @@ def direct(
     values: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The systems of a few tokens, solved together."""
-    batch, time, heads, key = q.shape
-    A = q.new_zeros(batch, heads, key, key) if keys is None else keys
-    C = q.new_zeros(batch, heads, key, v.shape[-1]) if values is None else values
+    A, C = _memories(q, v, keys, values)
     with torch.autocast(q.device.type, enabled=False):
         decay, write = log_decay.exp()[..., None, None], (beta[..., None] * k)[..., None]
         systems, targets = [], []
-        for t in range(time):
+        for t in range(q.shape[1]):
             A = decay[:, t] * A + write[:, t] * k[:, t, :, None]
             C = decay[:, t] * C + write[:, t] * v[:, t, :, None]
             systems.append(A)
@@ -103,9 +106,8 @@ def conjugate_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Chunks of 64 tokens: neither A_t nor C_t is made for a token, only products with them. All tokens' systems are
     solved at once, and the gradient solves them once more."""
-    batch, time, heads, key = q.shape
-    A = q.new_zeros(batch, heads, key, key) if keys is None else keys
-    C = q.new_zeros(batch, heads, key, v.shape[-1]) if values is None else values
+    time = q.shape[1]
+    A, C = _memories(q, v, keys, values)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (_chunked(part) for part in (q, k, v))  # [B, H, N, C, ...]
         beta, log_decay = (_chunked(part[..., None])[..., 0] for part in (beta, log_decay))

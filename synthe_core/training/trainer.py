@@ -100,7 +100,7 @@ class Trainer:
         return Due(everyone[0][0], bool(everyone[0][1]), bool(everyone[0][2]), any(stop for *_, stop in everyone))
 
     def _stopped(self) -> bool:
-        """Whether any process was asked to stop."""
+        """Whether any process is to stop."""
         return any(stop for (stop,) in self.ranks.numbers(self.stop.is_set()))
 
     def _fraction(self) -> float:

@@ -15,7 +15,7 @@ SLOPE = 0.08
 FIRST_RATE, FIRST_WEIGHT = 0.7, 2.0
 """The rate at which drafted tokens are accepted before any was verified, and how many tokens that counts as."""
 LONGEST_MATCH = 8
-"""Matches of so many tokens and more are accepted alike."""
+"""Matches of so many tokens and more have one rate."""
 MEMORY = 30.0
 """Drafted tokens that count; older ones fade."""
 RETRY, LONGEST_RETRY = 16, 512

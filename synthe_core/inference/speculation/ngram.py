@@ -28,9 +28,12 @@ class NgramIndex:
         self._tokens: list[int] = []
         self._last: dict[tuple[int, int], int] = {}
         self._before: list[int] = []  # of each place that a pair ends before, the one before it of the same pair; -1
+        self._match: Match | None = None  # of the text as it is
 
     def extend(self, tokens: Many[int]) -> None:
         """Adds tokens to the text."""
+        if tokens:
+            self._match = None
         for token in tokens:
             place, before = len(self._tokens), -1
             if place >= SHORTEST:  # the pair that ends here is followed by `token`
@@ -45,6 +48,11 @@ class NgramIndex:
 
     def match(self) -> Match:
         """The longest run that ends the text and stood in it before; of several places the newest."""
+        if self._match is None:
+            self._match = self._search()
+        return self._match
+
+    def _search(self) -> Match:
         text, best = self._tokens, Match(0, 0)
         if len(text) < SHORTEST:
             return best

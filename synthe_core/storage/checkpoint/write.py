@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -23,44 +23,34 @@ SHARD_BYTES = 5 * 10**9
 INDEX = f"{WEIGHTS}.index.json"
 
 
-def save(
-    path: Path,
-    *,
-    recipe: Recipe,
-    vocab: int,
-    tensors: Mapping[str, Tensor],
-    manifest: Manifest,
-    tokenizer: Tokenizer | None = None,
-    classes: Sequence[str] = (),
-    base: Checkpoint | None = None,
-    training: Mapping[str, Mapping[str, Tensor]] | None = None,
-    state: Mapping[str, Any] | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    claimed: bool = False,
-) -> Checkpoint:
-    """Writes a checkpoint atomically and fills in `manifest.files`.
+class Contents(TypedDict):
+    """What a checkpoint is made of.
 
     classes: the names of an encoder's classes, in the order of its logits.
     base: writes an adapter of that model, whose factors are the `tensors`.
     training: name -> tensors, written as training/`name`.safetensors; state: JSON for training/state.json.
-    claimed: whether the caller has claimed the path.
-    Raises WorkError if the disk is full; an earlier checkpoint at `path` is then unchanged.
+    """
+
+    recipe: Recipe
+    vocab: int
+    tensors: Mapping[str, Tensor]
+    manifest: Manifest
+    tokenizer: NotRequired[Tokenizer | None]
+    classes: NotRequired[Sequence[str]]
+    base: NotRequired[Checkpoint | None]
+    training: NotRequired[Mapping[str, Mapping[str, Tensor]] | None]
+    state: NotRequired[Mapping[str, Any] | None]
+    shard_bytes: NotRequired[int]
+
+
+def save(path: Path, *, claimed: bool = False, **contents: Unpack[Contents]) -> Checkpoint:
+    """Writes a checkpoint atomically and fills in `manifest.files`.
+
+    claimed: whether the caller has claimed the path. Raises WorkError if the disk is full; an earlier checkpoint at
+    `path` is then unchanged.
     """
     with new_folder(path, claimed=claimed) as folder:
-        write_files(
-            folder,
-            path,
-            recipe=recipe,
-            vocab=vocab,
-            tensors=tensors,
-            manifest=manifest,
-            tokenizer=tokenizer,
-            classes=classes,
-            base=base,
-            training=training,
-            state=state,
-            shard_bytes=shard_bytes,
-        )
+        write_files(folder, path, **contents)
     return Checkpoint(path)
 
 

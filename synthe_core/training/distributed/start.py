@@ -29,6 +29,8 @@ PATIENCE = 8.0
 RESTARTS = "SYNTHE_RESTARTS"
 """The variable in which `launch` counts them."""
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+UNREACHABLE = RuntimeError
+"""What torch raises, in subclasses, where the process with the store has ended: then there is nobody to notify."""
 LOST = (
     "a process was lost: the others wait in vain",
     "go on from the newest checkpoint: the same command with --resume",
@@ -85,7 +87,7 @@ def process_group(
         raise
     finally:
         ended.set()
-        with suppress(Exception):
+        with suppress(UNREACHABLE):
             dist.destroy_process_group()
 
 
@@ -148,7 +150,7 @@ def _leave_error(error: SyntheError) -> None:
     """Leaves an error for the others, unless one is there, and waits until they have noticed."""
     facts = {"kind": type(error).__name__, "lines": error.lines, "hint": error.hint}
     value = json.dumps(facts)
-    with suppress(Exception):
+    with suppress(UNREACHABLE):
         import torch.distributed as dist
 
         _store().compare_set(FAILURE, "", value)
@@ -160,7 +162,7 @@ def _reason() -> SyntheError:
     """Why a connection was lost: what the process has left that failed."""
     end = time.monotonic() + NOTICED
     while time.monotonic() < end:
-        with suppress(Exception):
+        with suppress(UNREACHABLE):
             if (error := _left(_store())) is not None:
                 return error
         time.sleep(0.1)
@@ -171,7 +173,7 @@ def _watch(store: Any, ended: threading.Event, abandon: Callable[[SyntheError], 
     """Calls `abandon` where a process has failed and this one has not ended some seconds later."""
     error = None
     while error is None and not ended.wait(NOTICED / 2):
-        with suppress(Exception):
+        with suppress(UNREACHABLE):
             error = _left(store)
     if error is not None and not ended.wait(PATIENCE):
         abandon(error)

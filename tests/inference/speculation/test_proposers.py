@@ -234,7 +234,7 @@ def test_longer_matches_have_rates_of_their_own() -> None:
     assert first > 0.95 and second < 0.1 and third == FIRST_RATE
     assert known.rates(2, matched=3) == [second, third] and known.rates(1) == [FIRST_RATE]
     known.record(9, 9, matched=7)
-    assert len(set(known.rates(20, matched=8))) == 1  # all longer ones are alike
+    assert len(set(known.rates(20, matched=8))) == 1  # all longer ones have one rate
 
 
 def test_lengths_follow_the_rate_of_each_place() -> None:

@@ -70,7 +70,7 @@ def run(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         events = train(recipe, out=Path(job["out"]), init=init, resume=job.get("resume", False), stop=stop, ranks=ranks)
         for event in events:
             if isinstance(event, Metric) and event.step >= job.get("stop", math.inf) and ranks.rank == ranks.size - 1:
-                stop.set()  # only the last process is asked to stop
+                stop.set()  # only the last process is to stop
             if isinstance(event, Result):
                 return {"values": event.values}
     except SyntheError as error:
