@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
-from synthe_core.layers.adapter_batch import per_adapter
+from synthe_core.layers.adapter_batch import per_adapter, slots_of
+from synthe_core.layers.derived_tensor import DerivedTensor
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -44,7 +45,8 @@ class Hyena(Learner[HyenaState]):
     power of its input, and the present token's weight with the other half.
 
     The state is what a finite filter needs: the last L-1 of u and the last 2 inputs of the short convolution, both in
-    float32. Every pass computes the filter again, also a pass of a single token.
+    float32. In training every pass computes the filter again; without gradients it is computed once, and again after a
+    weight has changed.
 
     A filter may fail to train with a high `frequency`, where it starts as noise: copying the token 7 back (length 64)
     took 100 steps from 2, and 600 were not enough from 10.
@@ -96,6 +98,7 @@ class Hyena(Learner[HyenaState]):
         self.filter_frequency = nn.Parameter(torch.full((config.filter_layers, hidden), config.frequency))
         self.filter_out = nn.Parameter(torch.randn(width, hidden).mul_(hidden**-0.5))
         self.D = nn.Parameter(torch.randn(width).mul_(0.5**0.5))
+        self._derived_filter = DerivedTensor()
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> HyenaState:
         sizes = ((batch, TAPS - 1, 3 * self.width), (batch, self.config.length - 1, self.width))
@@ -119,9 +122,14 @@ class Hyena(Learner[HyenaState]):
 
     def _convolve(self, ctx: Pass, u: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """The long convolution, by the filter that all rows of u share."""
-        taps = self.filter()
+        adapted = any(slots_of(layer) for layer in self.filter_hidden)  # then it depends on the adapter of the pass
+        taps = self.filter() if adapted else self._derived_filter.get(self._filter_weights(), self.filter)
         ctx.emit("filter", taps)
         return long_conv(u, taps, before)
+
+    def _filter_weights(self) -> list[Tensor]:
+        layers = self.filter_hidden
+        return [*layers.parameters(), *layers.buffers(), self.filter_frequency, self.filter_out, self.D]
 
     def filter(self) -> Tensor:
         """Every channel's taps [D, L] in the state's type, tap 0 being the present."""
@@ -142,7 +150,7 @@ class Hyena(Learner[HyenaState]):
         return taps.t()
 
     def flops(self, time: int) -> float:
-        """The matrices, the filter's network once a pass, and the convolution as the sum that defines it: two
+        """The matrices, the filter's network once a pass of training, and the convolution as the sum that defines it: two
         operations for every input that a token's filter reaches on average."""
         length = self.config.length
         reached = min(length, time)

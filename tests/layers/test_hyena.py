@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -147,3 +148,32 @@ def test_is_built_without_memory_and_counts_its_state():
     network = 13 * 64 + 64 + 2 * (64 * 64 + 64) + 192 * 64  # 100 // 16 = 6 frequencies
     matrices = 2 * (192 * 3 * 192 + 192 * 192 + 3 * 192 * 3)
     assert learner.flops(50) == matrices + 2 * network * 100 / 50 + (2 * 25.5 + 2) * 192  # tokens 1 to 50 of a text
+
+
+def test_the_filter_is_computed_again_only_after_a_weight_has_changed(monkeypatch):
+    learner, x = make(length=20), inputs(2, 5)
+    computed = []
+    original = Hyena.filter
+    monkeypatch.setattr(Hyena, "filter", lambda self: computed.append(self) or original(self))
+
+    def output():
+        with torch.no_grad():
+            return learner(x, None, Pass.over(x))[0]
+
+    first = output()
+    assert torch.equal(output(), first) and len(computed) == 1
+    for weight in (learner.D, learner.filter_hidden[0].bias, learner.filter_frequency, learner.filter_out):
+        with torch.no_grad():
+            weight.mul_(1.5)
+        other = output()
+        assert not torch.equal(other, first)
+        first = other
+    assert len(computed) == 5
+    learner.D.data = torch.zeros_like(learner.D)
+    assert not torch.equal(output(), first) and len(computed) == 6
+    learner(x, None, Pass.over(x))[0].sum().backward()  # with gradients it is computed in every pass
+    assert len(computed) == 7 and learner.filter_out.grad is not None
+    copied = copy.deepcopy(learner)
+    with torch.no_grad():
+        copied.filter_out.mul_(2)
+        assert not torch.equal(copied(x, None, Pass.over(x))[0], output())
