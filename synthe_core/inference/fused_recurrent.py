@@ -93,6 +93,8 @@ def _fill_momentum(step: Step, learner: Any) -> list[Tensor]:
 
 
 def _kalman_refusal(learner: Any) -> str | None:
+    if learner.config.covariance is not None:
+        return "a kalman has a covariance"
     return None if learner.config.every == 1 else "a kalman does not measure every token"
 
 

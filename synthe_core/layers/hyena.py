@@ -150,8 +150,8 @@ class Hyena(Learner[HyenaState]):
         return taps.t()
 
     def flops(self, time: int) -> float:
-        """The matrices, the filter's network once a pass of training, and the convolution as the sum that defines it: two
-        operations for every input that a token's filter reaches on average."""
+        """The matrices, the filter's network once a pass of training, and the convolution as the sum that defines it:
+        two operations for every input that a token's filter reaches on average."""
         length = self.config.length
         reached = min(length, time)
         taps = reached - reached * (reached - 1) / (2 * time)

@@ -114,7 +114,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"length": 9, "filter_width": 8, "bands": 2},
         {"length": 70, "filter_layers": 1, "frequency": 1.0, "decay": [0.5, 0.5], "shift": 0.05},
     ],
-    "kalman": [{}, {"every": 3, "rank": 12}],
+    "kalman": [
+        {},
+        {"every": 3, "rank": 12},
+        {"covariance": {"heads": 2, "rank": 3}},
+        {"every": 3, "rank": 12, "covariance": {"heads": 3, "rank": 2}},
+    ],
     "kda": [
         {"heads": 2},
         {"heads": 2, "key_size": 5, "value_size": 7, "conv": 1, "rank": 3},

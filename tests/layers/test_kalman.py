@@ -1,9 +1,12 @@
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from synthe_core.layers.kalman import MIN_NOISE, Kalman, KalmanState
+from synthe_core.errors import InputError
+from synthe_core.layers.kalman import MIN_HEAD_NOISE, MIN_NOISE, Kalman, KalmanState
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 
@@ -170,3 +173,61 @@ def test_invalid_settings_are_refused():
     for bad in ({"every": 0}, {"rank": 0}, {"timescales": [0.5, 5.0]}, {"ranks": 3}):
         with pytest.raises(ValidationError):
             Kalman.Config.model_validate(bad)
+
+
+@pytest.mark.parametrize("variant", [{}, {"every": 3}, {"rank": 20, "every": 2}], ids=str)
+def test_a_covariance_equals_the_docstrings_equations(variant):
+    learner, x = make(covariance={"heads": 2, "rank": 3}, **variant), inputs(2, 11)
+    size, heads = learner.rank // 2, 2
+    torch.manual_seed(2)
+    root = torch.randn(2, heads, 3, 3, dtype=torch.float64)
+    state = KalmanState(torch.randn(2, heads, 3, dtype=torch.float64), root @ root.mT)
+    first = torch.tensor([4, 9])
+    ctx = Pass.over(x, start=first)
+    y, after = learner(x, state, ctx)
+    a, q = torch.sigmoid(learner.transition_logit), F.softplus(learner.process_logit) + MIN_NOISE
+    expected = torch.zeros(2, 11, learner.rank, dtype=torch.float64)
+    surprises, confidences = torch.zeros(2, 11).double(), torch.ones(2, 11).double()
+    for row, head in itertools.product(range(2), range(heads)):
+        mean, covariance, loading = state.mean[row, head], state.variance[row, head], learner.loading[head]
+        own = slice(head * size, (head + 1) * size)
+        for t in range(11):
+            if (first[row] + t) % learner.config.every == 0:
+                z, noise = (part[own] for part in learner.observe(x[row, t]).chunk(2))
+                r = F.softplus(noise + learner.noise_bias[own]) + MIN_HEAD_NOISE
+                prior = torch.outer(a[head], a[head]) * covariance + torch.diag(q[head])
+                total = loading @ prior @ loading.T + torch.diag(r)
+                gain = prior @ loading.T @ torch.linalg.inv(total)
+                innovation = z - loading @ (a[head] * mean)
+                surprises[row, t] += innovation @ torch.linalg.solve(total, innovation) / learner.rank
+                confidences[row, t] -= torch.trace(gain @ loading) / learner.rank
+                mean = a[head] * mean + gain @ innovation
+                covariance = (torch.eye(3).double() - gain @ loading) @ prior
+            expected[row, t, own] = loading @ mean
+        torch.testing.assert_close(after.mean[row, head], mean, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(after.variance[row, head], covariance, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(y, learner.out(expected * F.silu(learner.gate(x))), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(ctx.signals["surprise"], surprises, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(ctx.signals["confidence"], confidences, rtol=1e-9, atol=1e-10)
+
+
+def test_what_one_channel_observes_corrects_another():
+    learner = make(covariance={"heads": 1, "rank": 1})
+    with torch.no_grad():
+        learner.loading.fill_(1.0)
+        state = learner.init_state(1)
+        z = torch.zeros(1, 1, WIDTH, dtype=torch.float64)
+        z[..., 0] = 3.0  # only the first channel is observed: the others' noise is large
+        noise = torch.full_like(z, 1e6)
+        noise[..., 0] = 0.1
+        transition, process = torch.sigmoid(learner.transition_logit), torch.full((1, 1), 1e-3, dtype=torch.float64)
+        estimate, _ = learner._filter_heads(z, noise, transition, process, state, None, Pass.over(z), None)
+    assert (estimate.mean > 2.5).all()
+
+
+def test_a_covariance_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="12 channels are not divisible by 5 heads") as error:
+        make(covariance={"heads": 5, "rank": 1})
+    assert "heads: 4" in str(error.value.hint)
+    with pytest.raises(InputError, match="rank 7 for heads of 6 channels"):
+        make(covariance={"heads": 2, "rank": 7})
