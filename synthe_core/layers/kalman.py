@@ -17,6 +17,7 @@ from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid, softplus
 from synthe_core.ops.frames import Ticks
 from synthe_core.ops.kalman_filter import kalman_filter
+from synthe_core.ops.linear import block_linear
 from synthe_core.ops.matrix_kalman_filter import matrix_kalman_filter
 from synthe_core.ops.silu_gate import silu_gate
 
@@ -180,19 +181,19 @@ class Kalman(Learner[KalmanState]):
         loading = self.loading.to(z.dtype)
         heads = loading.shape[0]
         z, inverse = (each.unflatten(-1, (heads, -1)) for each in (z, (noise + MIN_HEAD_NOISE).reciprocal()))
-        weighted = inverse[..., None] * loading  # [B, T, H, channels, N]
-        precision = weighted.mT @ loading
-        information = (weighted.mT @ z[..., None])[..., 0]
+        pairs = (loading[..., None] * loading[..., None, :]).flatten(2)
+        precision = block_linear(inverse, pairs.mT).unflatten(-1, loading.shape[-1:] * 2)
+        information = block_linear(inverse * z, loading.mT)
         mean, covariance = matrix_kalman_filter(precision, information, transition, process, *state, active)
         predicted = transition * torch.cat([state.mean[:, None], mean[:, :-1]], dim=1)
-        innovation = z - _channels(loading, predicted)
-        estimate = _channels(loading, mean)
+        innovation = z - block_linear(predicted, loading)
+        estimate = block_linear(mean, loading)
         surprise = (innovation * inverse * (z - estimate)).sum((-1, -2)) / self.rank
         confidence = 1 - (covariance * precision).sum((-1, -2, -3)) / self.rank
         if active is not None:
             surprise, confidence = torch.where(active, surprise, 0.0), torch.where(active, confidence, 1.0)
         if ctx.trace is not None:
-            of_channels = torch.einsum("hcn,bthnm,hcm->bthc", loading, covariance, loading)
+            of_channels = block_linear(covariance.flatten(-2), pairs)
             gain = of_channels * inverse
             ctx.emit("gain", (gain if active is None else gain * active[..., None, None]).flatten(2), at)
             ctx.emit("innovation", innovation.flatten(2), at)
@@ -207,7 +208,7 @@ class Kalman(Learner[KalmanState]):
         confidence = torch.ones_like(surprise)
         means = state.mean[:, None]
         if self.config.covariance is not None:
-            means = _channels(self.loading.to(means.dtype), means).flatten(2)
+            means = block_linear(means, self.loading.to(means.dtype)).flatten(2)
         if len(ticks.columns):
             at = ticks.columns.expand(len(x), -1)
             estimate, state = self._filter(x.index_select(1, ticks.columns), state, ticks.due, ctx, at)
@@ -227,8 +228,3 @@ class Kalman(Learner[KalmanState]):
 
 def _softplus_inverse(y: Tensor) -> Tensor:
     return y.expm1().log()
-
-
-def _channels(loading: Tensor, x: Tensor) -> Tensor:
-    """C x: the channels [B, T, H, C] of states x [B, T, H, N]."""
-    return (loading @ x[..., None])[..., 0]
