@@ -23,7 +23,7 @@ LAYERS = [
     "storage.tensor_file storage.named_path",
     "agents.sandbox",
     "quantization",
-    "hardware hardware.probe hardware.rates hardware.placement hardware.mkl hardware.execution",
+    "hardware hardware.probe hardware.rates hardware.placement hardware.mkl hardware.execution hardware.sequence",
     "ops",
     "layers",
     "model",

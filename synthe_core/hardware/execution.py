@@ -22,6 +22,7 @@ from types import MappingProxyType
 import torch
 
 from synthe_core.hardware.mkl import request_strict_mode
+from synthe_core.hardware.sequence import SequenceRanks
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ExecutionContext:
     batch_invariant: only kernels that declare batch invariance on the device may serve a call. Make such a context
                      before the process's first matrix product (see `hardware/mkl.py`).
     threads:         CPU threads of an operation; None leaves torch's setting alone.
+    sequence:        the ranks over which sequences are cut (`synthe_core.ops.sequence`); None where they are whole.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -45,6 +47,7 @@ class ExecutionContext:
     tuned_kernels: Mapping[str, str] = field(default_factory=dict)
     batch_invariant: bool = False
     threads: int | None = None
+    sequence: SequenceRanks | None = None
     _forced: dict[str, str] = field(init=False, repr=False, compare=False)  # dicts, which torch.compile can read
     _tuned: dict[str, str] = field(init=False, repr=False, compare=False)
 

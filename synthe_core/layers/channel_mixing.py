@@ -19,6 +19,8 @@ class ChannelMixing(Learner[Tensor]):
     Source: Peng et al. 2023 (RWKV); without a gate, as Peng et al. 2025 (RWKV-7).
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["channel_mixing"] = "channel_mixing"
         hidden: int | None = Field(None, ge=1, description="inner width; default 4 times the width, rounded up to 32")

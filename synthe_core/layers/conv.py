@@ -20,6 +20,8 @@ class Conv(Learner[Tensor]):
     which recall needs. Source: Arora et al. 2023, "Zoology" (BaseConv).
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["conv"] = "conv"
         taps: int = Field(4, ge=2, le=MAX_TAPS, description="tokens that each output sees, itself included")

@@ -59,6 +59,8 @@ class Delta(Learner[DeltaState]):
     Siems et al. 2025 (DeltaProduct: several steps).
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["delta"] = "delta"
         heads: int = Field(8, ge=1)

@@ -25,6 +25,8 @@ class GatedConv(Learner[Tensor]):
     Source: Liquid AI 2025, "LFM2 technical report".
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["gated_conv"] = "gated_conv"
         taps: int = Field(3, ge=2, le=MAX_TAPS, description="tokens that each output sees, itself included")

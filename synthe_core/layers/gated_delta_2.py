@@ -47,6 +47,8 @@ class GatedDelta2(Learner[GatedDelta2State]):
     (`gdn2`); Grazzi et al. 2025 (b up to 2).
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["gated_delta_2"] = "gated_delta_2"
         heads: int = Field(8, ge=1)

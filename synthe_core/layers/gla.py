@@ -40,6 +40,8 @@ class GLA(Learner[GLAState]):
     Source: Yang et al. 2024, "Gated linear attention transformers with hardware-efficient training".
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["gla"] = "gla"
         heads: int = Field(4, ge=1)

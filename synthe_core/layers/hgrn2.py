@@ -31,6 +31,8 @@ class HGRN2(Learner[Tensor]):
     Source: Qin et al. 2024, "HGRN2: gated linear RNNs with state expansion".
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["hgrn2"] = "hgrn2"
         heads: int = Field(4, ge=1)

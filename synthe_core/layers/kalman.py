@@ -121,6 +121,10 @@ class Kalman(Learner[KalmanState]):
         self.process_logit = nn.Parameter(_softplus_inverse((process - MIN_NOISE).clamp_min(MIN_NOISE)).float())
         self.noise_bias = nn.Parameter(_softplus_inverse(torch.ones(self.rank)))
 
+    @property
+    def composes(self) -> bool:
+        return self.config.every == 1  # else a rank may have no tick
+
     @classmethod
     def publishes(cls, config: Config) -> tuple[str, ...]:
         return ("surprise", "confidence")

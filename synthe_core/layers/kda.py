@@ -42,6 +42,8 @@ class KDA(Learner[KDAState]):
     Sources: Kimi Team 2025 (Kimi Linear); Grazzi et al. 2025 (β up to 2); value heads and the floor as in fla.
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["kda"] = "kda"
         heads: int = Field(8, ge=1)

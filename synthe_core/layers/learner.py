@@ -215,6 +215,7 @@ class Learner(nn.Module, ABC, Generic[S]):
     Config: ClassVar[type[Spec]]
     emits: ClassVar[Mapping[str, Emission]] = {}  # what it records in a trace, with the meaning
     causal: ClassVar[bool] = True  # False: an encoder's learner, which sees the whole text and cannot be decoded
+    composable: ClassVar[bool] = False  # True: its operators alone read its state, and have a way over ranks
 
     def __init__(self, config: Any, width: int) -> None:
         super().__init__()
@@ -240,6 +241,12 @@ class Learner(nn.Module, ABC, Generic[S]):
         """Two passes over a text that is cut at a multiple of this give the bits of one pass, in a batch-invariant
         context, with cuts at multiples of 16 only; None: no cut does."""
         return 1
+
+    @property
+    def composes(self) -> bool:
+        """Whether ranks that have parts of a sequence compose what their tokens make of a state (`ops/sequence`), and
+        need not wait for each other."""
+        return self.composable
 
     def state_bytes(self, time: int) -> int:
         """Bytes of one sequence's state after `time` tokens: those of a fresh one, unless a learner's grows."""

@@ -29,6 +29,8 @@ class LightningAttention(Learner[Tensor]):
     Sources: Qin et al. 2024 (Lightning Attention-2); MiniMax 2025 (MiniMax-01); the slopes: Press et al. 2022 (ALiBi).
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["lightning_attention"] = "lightning_attention"
         heads: int = Field(8, ge=1)

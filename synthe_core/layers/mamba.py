@@ -45,6 +45,8 @@ class Mamba(Learner[MambaState]):
     2024 (Jamba, weighted), Zuo et al. 2024 (Falcon Mamba, without weights).
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["mamba"] = "mamba"
         state_size: int = Field(16, ge=1, description="numbers of state in every channel")

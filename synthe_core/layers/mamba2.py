@@ -39,6 +39,8 @@ class Mamba2(Learner[MambaState]):
     space duality"; the multipliers: Zuo et al. 2025, "Falcon-H1".
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["mamba2"] = "mamba2"
         state_size: int = Field(64, ge=1, description="rows of a head's state; the published models have 128")

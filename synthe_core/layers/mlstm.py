@@ -45,6 +45,8 @@ class MLSTM(Learner[MLSTMState]):
     15, gates without weights at first, no convolution, layer norm; their input bias is -10, their forget bias 3 to 6).
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["mlstm"] = "mlstm"
         heads: int = Field(4, ge=1)

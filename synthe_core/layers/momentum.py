@@ -35,6 +35,8 @@ class Momentum(Learner[MomentumState]):
     timescales 1 / (1 - a) spread evenly in their logarithm. Padding is a = 1. Raises InputError if no channel is left.
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["momentum"] = "momentum"
         expand: float = Field(1.0, gt=0, description="channels averaged, as a multiple of the width")

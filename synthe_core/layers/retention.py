@@ -28,6 +28,8 @@ class Retention(Learner[Tensor]):
     Source: Sun et al. 2023, "Retentive network", with rotary positions and the norm as in fla.
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["retention"] = "retention"
         heads: int = Field(8, ge=1, le=40)  # of more heads the last would never forget in float32

@@ -46,6 +46,8 @@ class RGLRU(Learner[RGLRUState]):
     Source: De et al. 2024, "Griffin: Mixing gated linear recurrences with local attention".
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["rg_lru"] = "rg_lru"
         heads: int = Field(8, ge=1, description="blocks of the gates' matrices")

@@ -56,6 +56,8 @@ class RWKV7(Learner[RWKV7State]):
     Source: Peng et al. 2025, "RWKV-7 Goose with expressive dynamic state evolution". Its channel mixing is an MLP.
     """
 
+    composable = True
+
     class Config(LearnerConfig):
         type: Literal["rwkv7"] = "rwkv7"
         head_size: int = Field(64, ge=2, description="channels of a head: its memory is this squared")

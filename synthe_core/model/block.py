@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from synthe_core.layers import build
 from synthe_core.layers.learner import Pass, ResidualSpec, Spec
+from synthe_core.layers.over_ranks import run_learner
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.rms_norm import rms_norm
@@ -153,7 +154,8 @@ class Block(nn.Module):
             else:
                 inputs = stream.to(compute_dtype(stream)) if step.norm is None else norms[step.norm](stream)
                 before = {} if ctx.trace is None else dict(ctx.signals)
-                y, state = learner(_scaled(inputs, residual.input_scale) if step.scaled else inputs, state, ctx)
+                given = _scaled(inputs, residual.input_scale) if step.scaled else inputs
+                y, state = run_learner(learner, given, state, ctx)
                 if step.normed_after:
                     y = self.post_norms[step.place](y)
                 if step.scaled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from synthe_core.errors import InputError, unknown
 from synthe_core.hardware.execution import ExecutionContext, active_context, running_in
+from synthe_core.hardware.sequence import Exchanges
 from synthe_core.layers.adapter_batch import AdapterBatch, current_adapters, use_adapters
 from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.trace import Trace
@@ -179,9 +181,10 @@ class Backbone(nn.Module):
             ctx.path = f"blocks.{index}"
             given = OpaquePass(ctx) if block.sharded else ctx
             if self.recompute and torch.is_grad_enabled():
-                again = partial(
-                    _recompute, dict(ctx.signals), dict(ctx.shared), current_adapters(), active_context(), step
+                before = Given(
+                    dict(ctx.signals), dict(ctx.shared), current_adapters(), active_context(), ctx.path, Exchanges()
                 )
+                again = partial(_recompute, before, step)
                 x, remembered = checkpoint(again, x, remembered, given, use_reentrant=False)
             else:
                 x, remembered = step(x, remembered, given)
@@ -223,21 +226,25 @@ def _without_rest(leaf: Tensor) -> Tensor:
     return leaf.clone() if leaf.nbytes < leaf.untyped_storage().nbytes() else leaf
 
 
-def _recompute(
-    signals: dict[str, Tensor],
-    shared: dict[str, Tensor],
-    adapters: AdapterBatch | None,
-    context: ExecutionContext,
-    block: Callable[..., Any],
-    x: Tensor,
-    states: list[Any],
-    ctx: Pass | OpaquePass,
-) -> Any:
+class Given(NamedTuple):
+    """What a block reads besides its arguments, which it must read again where it runs again."""
+
+    signals: dict[str, Tensor]
+    shared: dict[str, Tensor]
+    adapters: AdapterBatch | None
+    context: ExecutionContext
+    path: str
+    exchanges: Exchanges
+
+
+def _recompute(given: Given, block: Callable[..., Any], x: Tensor, states: list[Any], ctx: Pass | OpaquePass) -> Any:
     """A block that may run twice: the second time too, on whichever thread computes the gradient, it reads the signals
     and shared tensors of earlier blocks, not of later ones, and has the adapters and the context of its pass."""
     own = pass_of(ctx)
-    own.signals, own.shared = dict(signals), dict(shared)
-    with use_adapters(adapters), running_in(context):
+    own.signals, own.shared, own.path = dict(given.signals), dict(given.shared), given.path
+    ranks = given.context.sequence
+    exchanges = nullcontext() if ranks is None else ranks.recorded(given.exchanges)
+    with use_adapters(given.adapters), running_in(given.context), exchanges:
         return block(x, states, ctx)
 
 
@@ -269,13 +276,16 @@ class LanguageModel(Backbone):
     ) -> tuple[Tensor, ModelState, Pass]:
         """The normalised output of the last block, [B, T, D], before the head. Rows of the embedding [B, T, D] may be
         given for the tokens. exit_after: that of so many blocks is wanted too (`Pass.exit_hidden`)."""
-        start = 0 if state is None else None
+        ranks = active_context().sequence
+        before = 0 if ranks is None else ranks.rank * tokens.shape[1]  # tokens of the ranks before
+        start = before if state is None else None
         state = state or self.init_state(tokens.shape[0])
-        ctx = Pass.over(tokens, lengths, state.position, trace)
+        position = state.position + before
+        ctx = Pass.over(tokens, lengths, position, trace)
         ctx.start, ctx.exit_after = start, exit_after
         hidden, after = self.run(self.embed(tokens, ctx.positions), state.blocks, ctx)
         seen = tokens.shape[1] if lengths is None else lengths
-        return hidden, ModelState(state.position + seen, after), ctx
+        return hidden, ModelState(position + seen, after), ctx
 
     def forward(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None

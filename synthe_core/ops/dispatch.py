@@ -104,6 +104,7 @@ class Op:
         self.batch_invariant = frozenset(batch_invariant)
         self.kernels: list[Kernel] = []
         self.used: set[str] = set()
+        self.across: Callable[..., Any] | None = None
         self.__doc__ = reference.__doc__
         self._parameters = list(inspect.signature(reference).parameters)
         self._register()
@@ -125,10 +126,17 @@ class Op:
 
         return add
 
+    def over_ranks(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: `fn(ranks, ...)` runs a call whose tokens follow those of lower ranks (`ops/sequence`)."""
+        self.across = fn
+        return fn
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recorder = _recording.recorder
+        recorder, context = _recording.recorder, active_context()
+        if context.sequence is not None and self.across is not None:
+            return self.across(context.sequence, *args, **kwargs)
         call = Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)
-        name, run = self._select(call, active_context())
+        name, run = self._select(call, context)
         self.used.add(name)
         if recorder is None:
             return run(*args, **kwargs)
