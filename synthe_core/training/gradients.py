@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import Loss, Mean, ModelState
 from synthe_core.state import detach, join, map_leaves
 from synthe_core.training.distributed.engine import Engine
+from synthe_core.training.distributed.sequence import own_tokens
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext
 from synthe_core.training.settings import Settings
 
@@ -85,7 +87,7 @@ def accumulate_gradients(
         if current is not None:
             states.append(current)
     after = None if not states else states[0] if len(states) == 1 else join(states)
-    return passes.loss(batch.tokens, tokens, after)
+    return passes.loss(tokens, after)
 
 
 class _Passes:
@@ -99,14 +101,19 @@ class _Passes:
         self._skipped: Tensor | float = 0.0
         self._updates: list[tuple[Tensor, Tensor]] = []
         self._means: dict[str, Mean] = {}
+        self._tokens = 0
 
     def add(self, part: Batch, state: ModelState | None, *, last: bool) -> ModelState | None:
         """One pass, forward and backward, from a state; returns the state after it, if the objective carries it.
         `last`: of the batch."""
-        count = max(self._count, 1)
+        count, ranks = max(self._count, 1), self._engine.sequence
+        context = self._settings.context
+        if ranks is not None:
+            part, context = own_tokens(ranks, part), replace(context, sequence=ranks)
+        self._tokens += part.tokens
 
         def forward(model: Model) -> tuple[Tensor, Loss]:
-            with self._settings.context.activate():
+            with context.activate():
                 loss = self._objective(model, part.to(self._settings.device), ObjectiveContext(state))
                 minimized = loss.total / count
                 for name, value in loss.auxiliary.items():
@@ -123,11 +130,11 @@ class _Passes:
         add_means(self._means, loss.means)
         return None if loss.state is None else detach(loss.state)
 
-    def loss(self, tokens: int, batch_tokens: int, state: ModelState | None) -> BatchLoss:
+    def loss(self, batch_tokens: int, state: ModelState | None) -> BatchLoss:
         return BatchLoss(
             self._total,
             self._count,
-            tokens,
+            self._tokens,
             batch_tokens,
             self._auxiliary,
             state,

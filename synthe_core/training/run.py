@@ -37,6 +37,7 @@ from synthe_core.training.distillation.student import with_student
 from synthe_core.training.distributed.agreement import from_rank_0, in_turns
 from synthe_core.training.distributed.mesh import Mesh, check_batch
 from synthe_core.training.distributed.ranks import SINGLE, Ranks
+from synthe_core.training.distributed.sequence import check_sequence
 from synthe_core.training.example_data import open_example_data
 from synthe_core.training.initial_state import Setting, initial_state
 from synthe_core.training.loggers import require
@@ -90,7 +91,8 @@ def train(
     require(recipe.runtime.log)
     threads = torch.get_num_threads()
     mesh = Mesh.of(recipe.runtime.mesh, ranks.size)
-    check_batch(recipe, ranks.size)
+    check_batch(recipe, mesh.rows)
+    check_sequence(recipe, mesh)
     with ExitStack() as stack:
         path, saved = from_rank_0(ranks, lambda: _open_run(recipe, out, resume, init, stack))
         checkpoint = Checkpoint.open(path, latest=True) if saved else None
@@ -172,7 +174,8 @@ def _tune(state: TrainState, recipe: Recipe, hardware: Hardware) -> Iterator[Eve
     """Decides precision and micro-batch for the whole model, whichever parts the first stage leaves out. Of several
     processes rank 0 measures; a sharded model is measured as a whole one of its size."""
     ranks, settings = state.engine.ranks, state.settings
-    recipe = recipe.with_batch(recipe.train.batch // ranks.size)
+    sequence = 1 if state.engine.sequence is None else state.engine.sequence.size
+    recipe = recipe.with_batch(recipe.train.batch * sequence // ranks.size)
     if ranks.leads:
         model = state.model
         if state.engine.sharded:

@@ -50,7 +50,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.spec, self.data, self.state, self.run = recipe, recipe.train, data, state, run
         self.hardware, self.stop, self.ranks = hardware, stop, state.engine.ranks
-        self.rows = None if state.objective.whole_batch else self.ranks.rows(recipe.train.batch)
+        self.rows = None if state.objective.whole_batch else state.engine.rows(recipe.train.batch)
         self.meter = Meter(state.settings, data.bytes_per_token if state.objective.of_text else None, self.ranks)
         self.validation = ValidationPlan(recipe.train, data)
         self.writer = ShardWriter(self.ranks) if self.ranks.size > 1 else None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synthe_core.hardware.sequence import SequenceRanks
 from synthe_core.layers.learner import apply_buffer_updates
 from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import Loss
@@ -22,12 +23,19 @@ Forward = Callable[[Model], tuple[Tensor, Loss]]
 
 
 class Engine:
-    """One process with the whole model."""
+    """One process with the whole model.
+
+    sequence: the processes that have the other tokens of this one's rows; None where rows are whole.
+    """
 
     sharded = False
 
-    def __init__(self, model: Model, ranks: Ranks = SINGLE) -> None:
-        self.model, self.ranks = model, ranks
+    def __init__(self, model: Model, ranks: Ranks = SINGLE, sequence: SequenceRanks | None = None) -> None:
+        self.model, self.ranks, self.sequence = model, ranks, sequence
+
+    def rows(self, count: int) -> slice:
+        """Which of `count` rows of the whole batch are this process's, or some of their tokens."""
+        return self.ranks.rows(count, 1 if self.sequence is None else self.sequence.size)
 
     def backward(self, forward: Forward, *, last: bool, layers_alone: bool = False) -> Loss:
         """A pass, forward and backward. After the `last` of a batch every `.grad` is the sum over all processes.
@@ -95,8 +103,8 @@ class PassModule(nn.Module):
 class SeveralProcesses(Engine):
     """What copies and shards have in common."""
 
-    def __init__(self, model: Model, ranks: Ranks) -> None:
-        super().__init__(model, ranks)
+    def __init__(self, model: Model, ranks: Ranks, sequence: SequenceRanks | None = None) -> None:
+        super().__init__(model, ranks, sequence)
         self._loss: list[Loss] = []
 
     def _run(self, module: nn.Module, forward: Forward) -> Loss:
@@ -108,6 +116,8 @@ class SeveralProcesses(Engine):
             return minimized
 
         module(call).backward()
+        if self.sequence is not None:
+            self.sequence.flush()
         return self._loss.pop()
 
     def compile(self, chosen: bool) -> None:
@@ -115,7 +125,8 @@ class SeveralProcesses(Engine):
             setattr(block, "forward", torch.compile(block.forward))  # noqa: B010
 
     def totals(self, *counts: int) -> list[int]:
-        return list(map(round, column_sums(self.ranks.numbers(*counts))))
+        alike = 1 if self.sequence is None else self.sequence.size  # processes with the same rows
+        return [round(each / alike) for each in column_sums(self.ranks.numbers(*counts))]
 
     def apply_buffer_updates(self, updates: Sequence[tuple[Tensor, Tensor]]) -> None:
         sums: dict[int, tuple[Tensor, int]] = {}
@@ -135,8 +146,8 @@ class SeveralProcesses(Engine):
 class Replicas(SeveralProcesses):
     """A whole model in every process: torch's DistributedDataParallel."""
 
-    def __init__(self, model: Model, ranks: Ranks) -> None:
-        super().__init__(model, ranks)
+    def __init__(self, model: Model, ranks: Ranks, sequence: SequenceRanks | None = None) -> None:
+        super().__init__(model, ranks, sequence)
         from torch.nn.parallel import DistributedDataParallel
 
         with warnings.catch_warnings():  # torch 2.13 renames the option

@@ -30,10 +30,11 @@ class Ranks:
         """Whether this is the process that writes files and reports: rank 0."""
         return self.rank == 0
 
-    def rows(self, count: int) -> slice:
-        """Which of `count` rows of the whole batch are this process's; `size` divides `count`."""
-        share = count // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
+    def rows(self, count: int, sequence: int = 1) -> slice:
+        """Which of `count` rows of the whole batch are this process's; `size` divides `count`. `sequence` processes in
+        a row have the same."""
+        share = count * sequence // self.size
+        return slice(self.rank // sequence * share, (self.rank // sequence + 1) * share)
 
     def numbers(self, *values: float) -> list[list[float]]:
         """The `values` of every rank, float64, by rank."""

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from synthe_core.errors import InputError
+from synthe_core.hardware.sequence import SequenceRanks
 from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import Backbone, Loss
 from synthe_core.model.sharded_tensors import local
@@ -35,8 +36,16 @@ class Shards(SeveralProcesses):
 
     sharded = True
 
-    def __init__(self, model: Model, ranks: Ranks, mesh: Mesh, spec: MeshSpec, device: torch.device) -> None:
-        super().__init__(model, ranks)
+    def __init__(
+        self,
+        model: Model,
+        ranks: Ranks,
+        mesh: Mesh,
+        spec: MeshSpec,
+        device: torch.device,
+        sequence: SequenceRanks | None = None,
+    ) -> None:
+        super().__init__(model, ranks, sequence)
         if not isinstance(model, Backbone):
             raise InputError(
                 "runtime.mesh: transformers runs this model, whose blocks cannot be sharded",
@@ -46,7 +55,7 @@ class Shards(SeveralProcesses):
             raise InputError(
                 "runtime.mesh.offload moves what a GPU has to the CPU, and the device is one", "leave it out"
             )
-        grid = torch.arange(mesh.size).view(mesh.replicate, mesh.shard)
+        grid = torch.arange(mesh.size).view(mesh.grid)
         names = ("replicate", "shard")
         self.mesh = DeviceMesh(device.type, grid, mesh_dim_names=names)
         policy = MixedPrecisionPolicy(
@@ -55,7 +64,7 @@ class Shards(SeveralProcesses):
             cast_forward_inputs=False,
         )
         options: dict[str, Any] = {
-            "mesh": self.mesh if mesh.replicate > 1 else self.mesh["shard"],
+            "mesh": self.mesh if mesh.grid[0] > 1 else self.mesh["shard"],
             "mp_policy": policy,
             **({"offload_policy": CPUOffloadPolicy()} if spec.offload else {}),
         }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.training.distributed.together import train_together
-from tests.training.distributed.variants import Variants, sharded
+from tests.training.distributed.variants import Variants, cut, sharded
 
 MESHES: dict[str, tuple[int, Callable[[Any], Any]]] = {
     "one": (1, lambda recipe: recipe),
@@ -17,6 +17,10 @@ MESHES: dict[str, tuple[int, Callable[[Any], Any]]] = {
     "two shards": (2, sharded),
     "four copies": (4, lambda recipe: recipe),
     "two of two shards": (4, lambda recipe: sharded(recipe, replicate=2)),
+    "two parts": (2, lambda recipe: cut(recipe, 2)),
+    "four parts": (4, lambda recipe: cut(recipe, 4)),
+    "two copies of two parts": (4, lambda recipe: cut(recipe, 2)),
+    "two shards of two parts": (4, lambda recipe: cut(recipe, 2, shard=2)),
 }
 """The number of processes, and how a recipe is changed for them."""
 

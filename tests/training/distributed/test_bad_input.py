@@ -27,19 +27,32 @@ from tests.training.distributed.variants import Variants
 @pytest.mark.parametrize(
     ("keys", "size", "mesh"),
     [
-        ({}, 1, (1, 1)),
-        ({}, 4, (4, 1)),
-        ({"shard": "auto"}, 4, (1, 4)),
-        ({"shard": 2}, 4, (2, 2)),
-        ({"replicate": 2, "shard": "auto"}, 6, (2, 3)),
-        ({"replicate": 1, "shard": "auto"}, 4, (1, 4)),
+        ({}, 1, (1, 1, 1)),
+        ({}, 4, (4, 1, 1)),
+        ({"shard": "auto"}, 4, (1, 4, 1)),
+        ({"shard": 2}, 4, (2, 2, 1)),
+        ({"replicate": 2, "shard": "auto"}, 6, (2, 3, 1)),
+        ({"replicate": 1, "shard": "auto"}, 4, (1, 4, 1)),
+        ({"sequence": 2}, 4, (2, 1, 2)),
+        ({"shard": "auto", "sequence": 2}, 8, (1, 4, 2)),
     ],
 )
-def test_auto_is_what_the_other_leaves(keys: dict[str, Any], size: int, mesh: tuple[int, int]) -> None:
+def test_auto_is_what_the_other_leaves(keys: dict[str, Any], size: int, mesh: tuple[int, int, int]) -> None:
     assert Mesh.of(MeshSpec(**keys), size) == mesh
 
 
-@pytest.mark.parametrize("keys", [{"replicate": 3}, {"shard": 3}, {"replicate": 2, "shard": 4}, {"replicate": 8}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"replicate": 3},
+        {"shard": 3},
+        {"replicate": 2, "shard": 4},
+        {"replicate": 8},
+        {"sequence": 3},
+        {"sequence": 8},
+        {"sequence": 2, "shard": 4},
+    ],
+)
 def test_a_mesh_that_does_not_divide_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="and there are 4 processes"):
         Mesh.of(MeshSpec(**keys), 4)

@@ -120,8 +120,15 @@ class Variants:
     def _rows(self, kind: str, sequence: int = 64) -> dict[str, Any]:
         return {"sources": str(self.folder / f"{kind}.jsonl"), "sequence": sequence}
 
+    def recurrent(self, learner: str) -> dict[str, Any]:
+        """The recipe of a model with this learner in every block, whose sequences may be cut."""
+        model = {"width": 16, "blocks": 2, "block": [RECURRENT[learner], MLP]}
+        return self.recipe(model=model, data={"sequence": 32}, stages=[{"until": 0.5, "sequence": 16}])
+
     def named(self, name: str) -> dict[str, Any]:
         """The recipe of a variant."""
+        if name in RECURRENT:
+            return self.recurrent(name)
         recipe: dict[str, Any] = {
             "adamw": lambda: self.recipe(ema=0.9, clip=0.5),
             "muon": lambda: self.recipe(optimizer="muon"),
@@ -158,6 +165,18 @@ TEACHER = "teacher"
 TEACHERS_MODEL = {"width": 16, "blocks": 4, "block": [ATTENTION, MLP]}
 DISTILL_STAGES = {"orientation": 0.34, "alignment": 0.33}
 RECOMPUTED = {"device": "cpu", "precision": "float32", "threads": 1, "recompute": True}
+RECURRENT: dict[str, Any] = {
+    "delta": {"type": "delta", "heads": 2, "conv": 4},
+    "mamba2": {"type": "mamba2", "state_size": 8, "head_size": 8},
+    "kda": {"type": "kda", "heads": 2},
+    "mlstm": {"type": "mlstm", "heads": 2},
+    "momentum": {"type": "momentum"},
+    "kalman": {"type": "kalman"},
+    "rwkv7": {"type": "rwkv7", "head_size": 8},
+    "attention": {"type": "attention", "heads": 2, "window": 12},
+    "test_time": {"type": "test_time", "heads": 2, "span": 4},
+}
+"""Learners of models whose sequences are cut; the last two pass their states on from process to process."""
 NAMES = [
     "adamw", "muon", "accumulated", "carried", "streamed", "60m", "experts", "recomputed",
     "sft", "dpo", "orpo", "kto", "classification", "distill", "lora", "dpo lora",
@@ -167,3 +186,8 @@ NAMES = [
 def sharded(recipe: dict[str, Any], replicate: int = 1) -> dict[str, Any]:
     """The recipe with its model in shards."""
     return recipe | {"runtime": recipe["runtime"] | {"mesh": {"replicate": replicate, "shard": "auto"}}}
+
+
+def cut(recipe: dict[str, Any], parts: int, shard: int = 1) -> dict[str, Any]:
+    """The recipe with its sequences in parts."""
+    return recipe | {"runtime": recipe["runtime"] | {"mesh": {"sequence": parts, "shard": shard}}}
