@@ -19,7 +19,7 @@ from synthe_core.ops.sequence.exchange import alone
 from synthe_core.state import map_leaves, named_leaves
 
 LAYOUT = 512
-"""Numbers in which a rank tells the next one the shapes of a state, once."""
+"""Numbers in which a rank states the shapes of what it passes on, once."""
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)
 
 

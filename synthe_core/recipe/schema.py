@@ -102,9 +102,7 @@ class MeshSpec(Spec):
     shard: PositiveInt | Literal["auto"] = Field(
         1, description="processes of a group, which share its parameters; auto: all that replicate leaves"
     )
-    sequence: PositiveInt = Field(
-        1, description="processes over which the tokens of every row are cut; replicate x shard x sequence in all"
-    )
+    sequence: PositiveInt = Field(1, description="processes over which the tokens of every row are cut")
     param_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="what sharded parameters are gathered in; gradients are summed in float32"
     )

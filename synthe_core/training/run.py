@@ -35,9 +35,9 @@ from synthe_core.training.checkpointing import restore
 from synthe_core.training.data import StreamedData, TextData, TrainingData
 from synthe_core.training.distillation.student import with_student
 from synthe_core.training.distributed.agreement import from_rank_0, in_turns
-from synthe_core.training.distributed.mesh import Mesh, check_batch
+from synthe_core.training.distributed.mesh import Mesh
 from synthe_core.training.distributed.ranks import SINGLE, Ranks
-from synthe_core.training.distributed.sequence import check_sequence
+from synthe_core.training.distributed.sequence import mesh_for
 from synthe_core.training.example_data import open_example_data
 from synthe_core.training.initial_state import Setting, initial_state
 from synthe_core.training.loggers import require
@@ -90,9 +90,7 @@ def train(
     settings = settings_for(recipe, hardware)
     require(recipe.runtime.log)
     threads = torch.get_num_threads()
-    mesh = Mesh.of(recipe.runtime.mesh, ranks.size)
-    check_batch(recipe, mesh.rows)
-    check_sequence(recipe, mesh)
+    mesh = mesh_for(recipe, ranks.size)
     with ExitStack() as stack:
         path, saved = from_rank_0(ranks, lambda: _open_run(recipe, out, resume, init, stack))
         checkpoint = Checkpoint.open(path, latest=True) if saved else None

@@ -11,7 +11,7 @@ from synthe_core.errors import InputError
 from synthe_core.hardware.sequence import SequenceRanks
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.recipe.schema import Recipe
-from synthe_core.training.distributed.mesh import Mesh
+from synthe_core.training.distributed.mesh import Mesh, check_batch
 from synthe_core.training.distributed.ranks import Ranks
 
 
@@ -49,6 +49,14 @@ def own_tokens(ranks: SequenceRanks, part: Batch) -> Batch:
     time = part.inputs.shape[1] // ranks.size
     own = slice(ranks.rank * time, (ranks.rank + 1) * time)
     return part._replace(inputs=part.inputs[:, own].contiguous(), targets=part.targets[:, own].contiguous())
+
+
+def mesh_for(recipe: Recipe, size: int) -> Mesh:
+    """How `size` processes train a recipe. InputError where they do not divide its mesh, batch or sequences."""
+    mesh = Mesh.of(recipe.runtime.mesh, size)
+    check_batch(recipe, mesh.rows)
+    check_sequence(recipe, mesh)
+    return mesh
 
 
 def check_sequence(recipe: Recipe, mesh: Mesh) -> None:
