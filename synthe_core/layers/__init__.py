@@ -35,6 +35,7 @@ LAYERS = Table(
         "lightning_attention": "synthe_core.layers.lightning_attention:LightningAttention",
         "mamba": "synthe_core.layers.mamba:Mamba",
         "mamba2": "synthe_core.layers.mamba2:Mamba2",
+        "mamba3": "synthe_core.layers.mamba3:Mamba3",
         "mesa": "synthe_core.layers.mesa:Mesa",
         "mlp": "synthe_core.layers.mlp:MLP",
         "mlstm": "synthe_core.layers.mlstm:MLSTM",

@@ -149,6 +149,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         | {"multipliers": [0.7, 1.3, 0.5, 2.0, 1.1], "bias": "in"},
         {"head_size": 5, "heads": 3, "state_size": 4, "norm": "none", "bias": "out"},
     ],
+    "mamba3": [
+        {"head_size": 16, "state_size": 8},
+        {"head_size": 8, "state_size": 6, "groups": 2, "rope_fraction": 1.0, "rate": "heavy_tail", "norm": True},
+        {"head_size": 16, "state_size": 5, "rank": 3, "groups": 2},
+        {"head_size": 8, "state_size": 4, "rank": 2, "expand": 1, "norm": True, "norm_eps": 1e-3},
+    ],
     "mesa": [
         {"heads": 4},
         {"heads": 2, "key_size": 5, "value_size": 3, "conv": 0, "gate": True},

@@ -214,10 +214,12 @@ def test_it_publishes_its_declared_signals(case):
 @each_learner
 def test_flops_count_at_least_the_matrix_products_that_run(case):
     learner, x = make(case), inputs(1, 64)
-    # In blocks attention multiplies keys outside the window too, and conjugate gradients take many products:
+    # In blocks attention multiplies keys outside the window too, chunks of several writes a token have many products,
+    # and conjugate gradients take many:
     capped = getattr(learner.config, "logit_cap", None) is not None
-    defined = dict.fromkeys(("window_attention", "probed_attention", "forgetting_attention", "mesa"), "reference")
-    as_defined = use_kernels(**defined) if capped or case["type"] in defined else nullcontext()
+    by_definition = capped or case["type"] in ("forgetting_attention", "mamba3", "mesa")
+    ops = ("window_attention", "probed_attention", "forgetting_attention", "mamba3_scan", "mesa")
+    as_defined = use_kernels(**dict.fromkeys(ops, "reference")) if by_definition else nullcontext()
     with FlopCounterMode(display=False) as counter, torch.no_grad(), as_defined:
         run(learner, x)
     products = sum(n for name, n in counter.get_flop_counts().get("Global", {}).items() if "mm" in str(name))

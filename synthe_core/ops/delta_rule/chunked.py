@@ -41,11 +41,16 @@ class Decays(NamedTuple):
 
 def decays(log_decay: Tensor | None, k: Tensor) -> Decays:
     """The decays of chunked keys k [G, N, C, K]; without `log_decay` they are 1, or 0 for s > t."""
-    steps = k.new_zeros(k.shape[:3]) if log_decay is None else chunks(log_decay)
-    future = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=k.device).triu(1)
+    return chunk_decays(k.new_zeros(k.shape[:3]) if log_decay is None else chunks(log_decay))
+
+
+def chunk_decays(steps: Tensor) -> Decays:
+    """The decays of log decays [G, N, C] by chunks."""
+    size = steps.shape[-1]
+    future = torch.ones(size, size, dtype=torch.bool, device=steps.device).triu(1)
     # Summed from s to t, not as a difference of long sums, which loses small steps behind large ones; and masked before
     # the exponential, which would overflow for s > t.
-    since = steps[..., None].expand(*steps.shape, CHUNK).tril(-1).cumsum(-2)
+    since = steps[..., None].expand(*steps.shape, size).tril(-1).cumsum(-2)
     between = since.masked_fill_(future, float("-inf")).exp_()
     from_start = steps.cumsum(-1).exp()[..., None]
     return Decays(between, from_start, between[:, :, -1, :, None], from_start[:, :, -1:])
