@@ -59,9 +59,7 @@ class Mamba3(Learner[Mamba3State]):
         head_size: int = Field(64, ge=1, description="channels a head")
         expand: int = Field(2, ge=1, description="channels, as a multiple of the width")
         groups: int = Field(1, ge=1, description="groups of heads that share what is written and read with (B and C)")
-        rank: int = Field(
-            1, ge=1, le=16, description="writes and reads of a head at every token; the published MIMO: 4"
-        )
+        rank: int = Field(1, ge=1, le=16, description="writes and reads of a head at a token; published: 1 and 4")
         rope_fraction: float = Field(
             0.5, gt=0, le=1, description="share of the state's rows that turn; published: 1/2, 1"
         )

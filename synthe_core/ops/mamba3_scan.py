@@ -31,7 +31,8 @@ def mamba3_scan(
     last_v: Tensor,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """S_t = α_t (S_{t-1} + (1 - λ_t) Δ_t W_{t-1}) + λ_t Δ_t W_t, where W_t = Σ_r k_{t,r} v_{t,r}ᵀ; o_{t,r} = S_tᵀ q_{t,r}.
+    """S_t = α_t (S_{t-1} + (1 - λ_t) Δ_t W_{t-1}) + λ_t Δ_t W_t and o_{t,r} = S_tᵀ q_{t,r}, where W_t = Σ_r k_{t,r}
+    v_{t,r}ᵀ.
 
     q, k       [B, T, H, R, N] and v [B, T, H, R, P]: R queries, keys and values a token.
     delta      [B, T, H]: Δ >= 0; trapezoid [B, T, H]: λ, the weight of the present in the integral over a step, in
