@@ -15,7 +15,11 @@ from tests.paths import ROOT
 from tests.processes import run_program
 
 ARCHITECTURES = (89, 90, 100, 120)
-SPILLS = {"span_memory_backward": 512}  # bytes a thread: six matrices and their products, with heads of 32 numbers
+SPILLS = {  # bytes a thread, with 32 numbers a head
+    "span_memory_backward": 512,  # six matrices and their products
+    "slot_memory_forward": 1536,  # a tile's logits to up to 2,048 slots, and their noise as int64
+    "slot_memory_backward": 968,  # products of up to 64 tokens
+}
 
 
 def compiled(architecture: int, *names: str) -> list[dict[str, Any]]:

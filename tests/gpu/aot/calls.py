@@ -18,6 +18,7 @@ from synthe_core.ops.rotary import rotary
 from synthe_core.ops.selective_scan import selective_scan
 from synthe_core.ops.short_conv import short_conv
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.ops.slot_memory import Policy, slot_memory
 from synthe_core.ops.softmax_error import softmax_error
 from synthe_core.ops.span_memory import span_memory
 from synthe_core.ops.swiglu import swiglu
@@ -115,6 +116,20 @@ def spans() -> None:
         torch.autograd.backward(leaves, [torch.zeros_like(x) for x in leaves])
 
 
+def slots() -> None:
+    for count, chunk, router, seed in ((1024, 32, "softmax", None), (64, 64, "sparsemax", 1), (2048, 32, "softmax", 1)):
+        vectors, record = (BATCH, 64, 4, 32), (4, 64)
+        tokens = zeros(*vectors), zeros(*vectors), zeros(*vectors), zeros(BATCH, 64)
+        bank, pending = zeros(BATCH, count, *record), zeros(BATCH, chunk, *record)
+        start = torch.zeros(BATCH, dtype=torch.int64)
+        policy = Policy(8, 8, 0.5, 1000.0, 1.0, router)  # type: ignore[arg-type]
+        output = slot_memory.named("triton")(
+            *tokens, bank, torch.zeros(BATCH, count, 4), pending, zeros(BATCH, chunk), start, start, policy, seed
+        )
+        leaves = [output.read, output.weights, output.bank, output.pending, output.pending_strength]
+        torch.autograd.backward(leaves, [torch.zeros_like(x) for x in leaves])
+
+
 def quantized() -> None:
     for name in ("int8", "int4"):
         matrix = quantize(torch.randn(256, 512), name)
@@ -136,6 +151,7 @@ OURS: dict[str, Callable[[], None]] = {
     "running_maximum": maximum,
     "delta_rule": lambda: memories(delta_rule),
     "linear_attention": lambda: memories(linear_attention),
+    "slot_memory": slots,
     "span_memory": spans,
     "quantized_linear": quantized,
 }
