@@ -221,6 +221,12 @@ def show_weights(model: LoadedModel) -> None:
             print(f"{name}: {summary}", file=sys.stderr)
 
 
+def show_speed(model: LoadedModel) -> None:
+    """Writes how fast a model within --memory was, which it has said before."""
+    if speed := model.measured_speed:
+        print(f"memory: {speed}", file=sys.stderr)
+
+
 def speculation(text: str | None) -> SpeculationSettings | None:
     """The settings of --speculate. InputError for what it cannot be."""
     if text is None:

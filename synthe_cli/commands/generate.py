@@ -32,6 +32,7 @@ from synthe_cli.options import (
     sampled,
     show_defaults,
     show_speculation,
+    show_speed,
     show_weights,
     speculate_with,
     speculation,
@@ -148,6 +149,7 @@ def generate(
     )  # fmt: skip
     after = _print_deltas(deltas, prompts, as_json)
     show_speculation(model.speculation)
+    show_speed(model)
     if state_out and after is not None:
         after.save(state_out, model.model)
 

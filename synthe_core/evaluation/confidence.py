@@ -88,7 +88,7 @@ def evaluate(
 @torch.no_grad()
 def read_scores(model: LanguageModel, window: Window) -> tuple[dict[str, Tensor], Tensor]:
     """Every score [B, T] by name, and whether the most likely token is right, bool [B, T]."""
-    device = model.embedding.weight.device
+    device = next(model.parameters()).device
     hidden, _, ctx = model.hidden(window.inputs.to(device))
     logprobs, right = [], []
     for logits, targets in logits_in_chunks(model, hidden, window.targets.to(device)):

@@ -18,6 +18,7 @@ from synthe_core.interop.huggingface import backend
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.offload.load import build_model, check_no_limit
+from synthe_core.offload.speed import measure_speed
 from synthe_core.storage.checkpoint import Checkpoint
 
 UNSTATED = 2048
@@ -70,6 +71,8 @@ def open_model(path: Path, device: str = "auto", weights: str = FLOAT32, memory:
     tokenizer = checkpoint.tokenizer()
     with context.activate():
         model = build_model(checkpoint, format, context.device, memory).eval()
+        if memory is not None:
+            measure_speed(model, lambda tokens, state: model.hidden(tokens, state)[0])
     return OpenedModel(
         checkpoint.path,
         recipe.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Many
 
 from synthe_core.hardware.transfer import to_device
@@ -15,6 +16,7 @@ from synthe_core.layers.adapter_batch import use_adapters
 def pass_over_all(model: LoadedModel, batch: StateBatch) -> Heads:
     """What follows the last token of every sequence in the batch, in the order of `batch.sequences`."""
     asking = [slot for slot, each in enumerate(batch.slots) if each is not None and each.request.return_logprob]
+    begun = time.perf_counter()
     with use_adapters(batch.adapters):
         tokens = batch.last_token_ids
         captured = model.captured_step(tokens, batch.state)
@@ -22,6 +24,8 @@ def pass_over_all(model: LoadedModel, batch: StateBatch) -> Heads:
         logits = None if captured is None else captured.logits
         signals = {name: value[:, 0] for name, value in output.signals.items()}
         heads = next_token_heads(model, output.hidden[:, 0], signals, asking, logits)
+    if model.model.offload is not None:
+        model.model.offload.times.record(len(batch.sequences), time.perf_counter() - begun)
     batch.state = output.state
     occupied = batch.occupied()
     return heads if occupied is None else heads.rows(occupied)

@@ -112,10 +112,11 @@ class FusedDecoder:
             if len(steps) == len(self._steps):
                 choice.record(len(x), time.perf_counter() - begun)
             return
+        shared = torch.empty(2, *x.shape)  # by learners side by side
         for span in self.model.offload.spans(slice(first, first + len(steps))):
             part = (Step * (span.stop - span.start)).from_buffer(steps, (span.start - first) * ctypes.sizeof(Step))
             with self.model.offload.holding(span.start):
-                decode(part, x, adapters, self._rank)
+                decode(part, x, adapters, self._rank, shared=shared)
 
     def thread_choice(self) -> ThreadChoice:
         """Among the numbers of threads up to torch's."""
@@ -141,8 +142,6 @@ def refusal(model: Backbone) -> str | None:
         return reason
     if model.router is not None or model.without:
         return "tokens leave out blocks, or the model parts"
-    if model.offload is not None and any(step.parallel for block in blocks for step in block.steps):
-        return "learners side by side share a stream, and their weights are read one after the other"
     for block in blocks:
         for reason in (residual_refusal(block), *map(_learner_refusal, block.learners)):
             if reason is not None:

@@ -35,6 +35,7 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
 from synthe_core.offload.load import build_model
 from synthe_core.offload.plan import TEXTS, MemoryPlan
+from synthe_core.offload.speed import measure_speed
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.storage.adapter_files import check_base
@@ -119,7 +120,7 @@ class LoadedModel:
         tokenizer = checkpoint.tokenizer()
         with context.activate():
             model = build_model(checkpoint, choice.format, context.device, memory, texts)
-        return cls(
+        made = cls(
             name,
             model.eval().requires_grad_(False),
             tokenizer,
@@ -133,6 +134,10 @@ class LoadedModel:
             weights_reason=choice.reason,
             early_exit_blocks=checkpoint.recipe.early_exit_blocks,
         )
+        if memory is not None:
+            with made.activate():
+                measure_speed(made.model, lambda tokens, state: made.forward(tokens, state).hidden)
+        return made
 
     @property
     def vocab(self) -> int:
@@ -184,6 +189,12 @@ class LoadedModel:
     def memory_summary(self) -> str:
         """Which weights stay in memory, which are read in each pass, and how fast that is; "" without a limit."""
         return "" if self.model.offload is None else self.model.offload.summary
+
+    @property
+    def measured_speed(self) -> str:
+        """What the passes have brought of a model whose weights are read in each; "" for others, and before the
+        first."""
+        return "" if self.model.offload is None or not self.model.offload.read_bytes else str(self.model.offload.times)
 
     @property
     def weights_summary(self) -> str:

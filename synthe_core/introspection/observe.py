@@ -71,7 +71,7 @@ def observe(
 
     check: called before every learner; what it raises ends the pass.
     """
-    device = model.embedding.weight.device
+    device = next(model.parameters()).device
     text = torch.tensor([tokens], dtype=torch.int64, device=device)
     trace = Trace()
     with record_ops(FOLLOWED if memories else ()) as recorder, _memory_calls(model, recorder, check) as calls:

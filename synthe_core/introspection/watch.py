@@ -43,7 +43,7 @@ def watch(
     state: ModelState | None = None
     expected: torch.Tensor | None = None  # log-probabilities of the next token
     for start in range(0, len(ids), piece):
-        tokens = torch.tensor([ids[start : start + piece]], device=model.embedding.weight.device)
+        tokens = torch.tensor([ids[start : start + piece]], device=next(model.parameters()).device)
         trace = Trace()
         logits, state = model(tokens, state, trace=trace)
         log_p = logits[0].float().log_softmax(-1)

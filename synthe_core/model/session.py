@@ -82,7 +82,7 @@ class Session(NamedTuple):
         if bool(((pending < 0) | (pending >= model.vocab)).any()):
             raise InputError(f"{file.name} ends in a token that the model does not know", DAMAGED)
         _check_values(file.name, state)
-        return cls(state, pending.to(model.embedding.weight.device))
+        return cls(state, pending.to(next(model.parameters()).device))
 
 
 def check_entries(file: TensorFile, template: ModelState) -> None:

@@ -2,7 +2,8 @@
 
 A layer here is a learner of a block. Of it the matrices of linear maps are read that have MIN_BYTES or more, for the
 time in which it is called. What else it has may be used at other times, for a first state for example, and stays; so do
-matrices that several learners share, and everything outside of the learners: embedding, head, norms, router.
+matrices that several learners share, norms and router. Of an embedding that is not the head's matrix the rows of a
+pass' tokens are read. The head stays as long as there is room for it; else it is read in slices, as more layers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +23,14 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.quantized_model import quantizable_matrices, set_matrix
 from synthe_core.offload.converted_weights import ConvertedWeights, convert, converted_path, open_converted
 from synthe_core.offload.file_reader import FileReader, is_readable
-from synthe_core.offload.plan import TEXTS, MemoryNeeds, MemoryPlan, plan_memory
+from synthe_core.offload.layout import Layout, Source, aligned, layouts_of
+from synthe_core.offload.pass_times import PassTimes
+from synthe_core.offload.plan import TEXTS, MemoryNeeds, MemoryPlan, choose_layout
+from synthe_core.offload.stored_matrix import RowReader
 from synthe_core.offload.streamed_weights import SLOTS, StoredTensor, StreamedWeights, read_tensors
 from synthe_core.ops.cross_entropy import CHUNK_BYTES
 from synthe_core.quantization.matrix import QuantizedMatrix
+from synthe_core.quantization.sliced import SlicedMatrix
 from synthe_core.storage.checkpoint import Checkpoint, weights
 from synthe_core.storage.checkpoint.quantized import check_stored, packed_matrix, replace_tensor, set_tensor
 from synthe_core.storage.checkpoint.sources import extents_of
@@ -33,7 +39,6 @@ from synthe_core.storage.finite import check_finite
 
 MIN_BYTES = 1 << 20
 """Smaller tensors stay in memory: reading them apart would cost more than they take."""
-ALIGNMENT = 64
 PROBE = 1 << 29
 """Bytes that are read once more to measure how fast that is."""
 LOGITS_ROWS, LOGITS_COPIES = 16, 3
@@ -42,7 +47,7 @@ LOGITS_ROWS, LOGITS_COPIES = 16, 3
 class Offload(NamedTuple):
     """What of a model is read in each pass. layers: of each learner, in order, the number of its streamed layer, None
     for one that stays in memory. read_bytes: what a pass reads. converted: the file with weights in another form than
-    the checkpoint's, if there is one."""
+    the checkpoint's, if there is one. times: of decoding passes."""
 
     plan: MemoryPlan
     layers: list[int | None]
@@ -50,14 +55,12 @@ class Offload(NamedTuple):
     read_bytes: int
     bytes_per_second: float
     converted: Path | None
+    times: PassTimes
     summary: str = ""
 
     def holding(self, learner: int) -> AbstractContextManager[None]:
         """Within the block the learner of this number has its weights."""
-        layer = self.layers[learner]
-        if layer is None or self.streamed is None:
-            return nullcontext()
-        return self.streamed.holding(layer)
+        return Holder(self.streamed, self.layers)(learner)
 
     def spans(self, learners: slice) -> Iterator[slice]:
         """Learners in runs that can be computed without reading in between."""
@@ -82,11 +85,14 @@ def offloaded_model(
     groups = _Groups(model)
     sources = _sources(model, groups, checkpoint, format, min_bytes)
     sizes = [sum(each.nbytes for each in sources if each.group == number) for number in range(groups.count)]
-    fixed = sum(each.nbytes for each in sources if each.group is None)
     getattr(checkpoint.tensors, "release", lambda: None)()  # pages of a mapped file would count as the process'
-    needs = MemoryNeeds(psutil.Process().memory_info().rss, fixed, sizes, *_pass_needs(model))
-    plan = plan_memory(memory, needs, texts)
-    model.offload = _load(model, sources, plan, groups.count, checkpoint.path)
+    process, fixed = psutil.Process().memory_info().rss, sum(each.nbytes for each in sources if each.group is None)
+    needs = MemoryNeeds(process, fixed, sizes, *_pass_needs(model))
+    layouts = layouts_of(model, sources, sizes)
+    without = [replace(needs, fixed=fixed - each.nbytes, layers=sizes + each.slice_bytes) for each in layouts]
+    number, plan = choose_layout(memory, [needs, *without], texts)
+    layout = layouts[number - 1] if number else Layout([], None, [])
+    model.offload = _load(model, sources, plan, groups.count, checkpoint.path, layout)
     return model
 
 
@@ -106,21 +112,9 @@ class _Groups:
             self.of[known] = number if known == name or self.of[known] == number else None
 
 
-class _Source(NamedTuple):
-    """A tensor of the model, or a matrix that stays quantised: its parameter or its matrix' parameter, its learner, its
-    bytes in memory, and where it is on disk: extents of its numbers, or its name in the converted file."""
-
-    name: str
-    parameter: Tensor
-    group: int | None
-    nbytes: int
-    extents: list[Any] | None
-    converted: ConvertedWeights | None
-
-
 def _sources(
     model: LanguageModel, groups: _Groups, checkpoint: Checkpoint, format: str | None, min_bytes: int
-) -> list[_Source]:
+) -> list[Source]:
     """What is read from files into given places. Small tensors are loaded right away."""
     tensors: Any = checkpoint.tensors
     path = checkpoint.path
@@ -147,10 +141,10 @@ def _sources(
     made = []
     for name, tensor in own.items():
         if name in direct:
-            made.append(_Source(name, tensor, groups.of[name], _aligned(tensor.nbytes), direct[name], None))
+            made.append(Source(name, tensor, groups.of[name], aligned(tensor.nbytes), direct[name], None))
         elif converted is not None and name in others:
-            nbytes = sum(_aligned(each.nbytes) for each in converted.all_extents(name))
-            made.append(_Source(name, tensor, groups.of[name], nbytes, None, converted))
+            nbytes = sum(aligned(each.nbytes) for each in converted.all_extents(name))
+            made.append(Source(name, tensor, groups.of[name], nbytes, None, converted))
     return made
 
 
@@ -180,30 +174,73 @@ def _converted(
     return made
 
 
-def _load(model: LanguageModel, sources: Iterable[_Source], plan: MemoryPlan, count: int, path: Path) -> Offload:
+def _load(
+    model: LanguageModel, sources: Iterable[Source], plan: MemoryPlan, count: int, path: Path, layout: Layout
+) -> Offload:
     buffers = [torch.empty(size, dtype=torch.uint8) for size in plan.slots]
-    layers = [number - plan.resident if number >= plan.resident else None for number in range(count)]
+    total = count + len(layout.slices)
+    layers = [number - plan.resident if number >= plan.resident else None for number in range(total)]
     streamed: list[list[StoredTensor]] = [[] for layer in layers if layer is not None]
     resident: list[StoredTensor] = []
     arenas = [_Arena(buffers[layer % len(buffers)]) for layer in range(len(streamed))]
     converted = None
+
+    def place_of(group: int | None) -> tuple[Any, list[StoredTensor]]:
+        layer = None if group is None else layers[group]
+        return (torch.empty, resident) if layer is None else (arenas[layer].take, streamed[layer])
+
     for each in sources:
-        layer = None if each.group is None else layers[each.group]
-        place = torch.empty if layer is None else arenas[layer].take
-        into = resident if layer is None else streamed[layer]
         if each.converted is not None:
             converted = each.converted.file.path
-        into += _placed(model, each, place)
+        if layout.stored(each.name) is None:
+            place, into = place_of(each.group)
+            into += _placed(model, each, place)
+    slices: list[QuantizedMatrix] = []
+    for number, span in enumerate(layout.slices):
+        place, into = place_of(count + number)
+        assert layout.head is not None
+        matrix, tensors = layout.head.placed([span], place)
+        slices.append(matrix)
+        into += tensors
     reader = FileReader()
     read_tensors(reader, resident, path, check=True)
     streaming, speed = None, 0.0
     if streamed:
         streaming = StreamedWeights(streamed, reader, path)
         speed = _measured(streaming, streamed, reader)
-        _attach(model, streaming, layers)
+        _attach(model, streaming, layers[:count])
         weakref.finalize(model, streaming.close)
+    _place_sliced(model, sources, layout, slices, Holder(streaming, layers[count:]), path)
     read = sum(extent.nbytes for layer in streamed for each in layer for extent in each.extents)
-    return Offload(plan, layers, streaming, read, speed, converted)
+    return Offload(plan, layers[:count], streaming, read, speed, converted, PassTimes())
+
+
+class Holder(NamedTuple):
+    """`holder(number)`: within the block the streamed layer of this number in `layers`, if it is one, is in memory."""
+
+    streamed: StreamedWeights | None
+    layers: Sequence[int | None]
+
+    def __call__(self, number: int) -> AbstractContextManager[None]:
+        layer = self.layers[number]
+        return nullcontext() if layer is None or self.streamed is None else self.streamed.holding(layer)
+
+
+def _place_sliced(
+    model: LanguageModel,
+    sources: Iterable[Source],
+    layout: Layout,
+    slices: list[QuantizedMatrix],
+    holding: Holder,
+    path: Path,
+) -> None:
+    """Gives a model the matrices that are not in memory."""
+    for each in sources:
+        if (stored := layout.stored(each.name)) is not None:
+            rows = RowReader(stored, path)
+            weakref.finalize(model, rows.close)
+            own = slices if stored is layout.head else []
+            set_matrix(model, each.parameter, SlicedMatrix(stored.shape, own, holding, rows, stored.format))
 
 
 def _measured(streaming: StreamedWeights, layers: Sequence[Sequence[StoredTensor]], reader: FileReader) -> float:
@@ -223,7 +260,7 @@ def _measured(streaming: StreamedWeights, layers: Sequence[Sequence[StoredTensor
     return (reader.nbytes - begun) / max(reader.seconds - seconds, 1e-9)
 
 
-def _placed(model: LanguageModel, source: _Source, place: Any) -> list[StoredTensor]:
+def _placed(model: LanguageModel, source: Source, place: Any) -> list[StoredTensor]:
     """Gives a tensor or a matrix of the model its memory; what is read into that."""
     if source.converted is not None and source.name in source.converted.matrices:
         made: list[StoredTensor] = []
@@ -270,12 +307,8 @@ class _Arena:
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         nbytes = torch.Size(shape).numel() * dtype.itemsize
-        first, self._end = self._end, self._end + _aligned(nbytes)
+        first, self._end = self._end, self._end + aligned(nbytes)
         return self._buffer[first : first + nbytes].view(dtype).view(shape)
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _pass_needs(model: LanguageModel) -> tuple[Callable[[int], int], int, int]:

@@ -99,6 +99,17 @@ def plan_memory(memory: int, needs: MemoryNeeds, texts: int = TEXTS) -> MemoryPl
     )  # fmt: skip
 
 
+def choose_layout(memory: int, layouts: Sequence[MemoryNeeds], texts: int = TEXTS) -> tuple[int, MemoryPlan]:
+    """The number of a layout and its plan. layouts: the first with all that is outside of layers in memory, which is
+    chosen where nothing is read in passes; the others with ever less of it: of these the first that fits. InputError
+    of the last one."""
+    if memory >= layouts[0].smallest and not (plan := plan_memory(memory, layouts[0], texts)).streamed:
+        return 0, plan
+    fitting = (number for number in range(1, len(layouts)) if memory >= layouts[number].smallest)
+    number = next(fitting, len(layouts) - 1)
+    return number, plan_memory(memory, layouts[number], texts)
+
+
 def _rounded_up(size: int) -> str:
     """A size that can be given as it is shown."""
     return f"{-(-size >> 20) + SPARE}MiB"

@@ -19,6 +19,7 @@ from synthe_core.ops.packed_linear import packed_linear
 from synthe_core.ops.triton_quantized import serves, triton_product
 from synthe_core.quantization.matrix import CodedMatrix, QuantizedMatrix
 from synthe_core.quantization.packed import has_products
+from synthe_core.quantization.sliced import SlicedMatrix
 
 
 def quantized_linear(
@@ -31,7 +32,10 @@ def quantized_linear(
     """W x + b, or the `outputs` of it; x [..., I], W [O, I], b [O], y [..., O]. Computed in `dtype` where one is given,
     else in autocast's type or that of x; of W as it is in memory where it `has_products` and x has no gradient. W and b
     have no gradient of their own; that of x has gradients."""
-    if has_products(matrix) and not (torch.is_grad_enabled() and x.requires_grad):
+    needs_gradient = torch.is_grad_enabled() and x.requires_grad
+    if isinstance(matrix, SlicedMatrix) and not needs_gradient:
+        y = torch.cat(matrix.of_slices(lambda each, rows: quantized_linear(x, each, None, rows, dtype), outputs), -1)
+    elif has_products(matrix) and not needs_gradient:
         y = packed_linear(x, matrix, outputs).to(dtype or compute_dtype(x))
     else:
         y = _Product.apply(x, matrix, outputs, dtype or compute_dtype(x), False)
@@ -60,6 +64,8 @@ def multiply(x: Tensor, matrix: QuantizedMatrix, outputs: slice | None = None, *
     """x W^T, or with `transposed` x W, of x [..., I] in its own type; `outputs`: of these rows of W. No gradient."""
     if isinstance(matrix, CodedMatrix) and serves(x, matrix):
         return triton_product(x, matrix, outputs, transposed)
+    if isinstance(matrix, SlicedMatrix) and not transposed:
+        return torch.cat(matrix.of_slices(lambda each, rows: multiply(x, each, rows), outputs), -1)
     parts = list(matrix.parts(outputs))
     if len(parts) == 1:
         weight = matrix.rows(parts[0]).to(x.dtype)

@@ -22,11 +22,15 @@ from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.inference.speculation.settings import SpeculationSettings, speculate
 from synthe_core.interop.gguf.exporter import export_gguf
 from synthe_core.interop.huggingface.exporter import export_hf
+from synthe_core.layers.quantized import quantized_matrix
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.offload.plan import MemoryNeeds, plan_memory
+from synthe_core.offload.plan import MemoryNeeds, choose_layout, plan_memory
+from synthe_core.offload.stored_matrix import RowReader, StoredMatrix
 from synthe_core.ops.packed_linear import unavailable
 from synthe_core.packing.pack import PackOptions, pack
+from synthe_core.quantization.sliced import SlicedMatrix
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.tensor_file import Extent
 from tests.inference.conftest import written
 from tests.offload.conftest import Open
 
@@ -112,6 +116,63 @@ def test_packed_matrices_are_converted_once(
     assert made.stat().st_mtime_ns == before
     made.write_bytes(made.read_bytes()[:-100])  # a damaged one is made again
     assert tokens(loaded(opened(file, format))) == expected
+
+
+@no_integers
+@pytest.mark.parametrize("format", [None, "int4", "int8", "bfloat16"])
+@pytest.mark.parametrize("tie", [False, True])
+def test_embedding_and_head_may_be_on_disk(tie: bool, format: str | None, tmp_path: Path, opened: Open) -> None:
+    file = written(tmp_path / "m", [*BLOCK, {"type": "momentum"}], width=40, embed_norm=False, tie=tie)
+    whole, read = Checkpoint.open(file).model(format=format).eval(), opened(file, format, layout=-1)
+    for each in (read.embedding, read.head):
+        assert isinstance(quantized_matrix(each), SlicedMatrix)
+    assert (read.embedding.matrix is read.head.matrix) == tie
+    assert read.parameter_count() == whole.parameter_count()
+    opened_whole = opened(file, format, layout=0)
+    assert read.offload.plan.fixed < opened_whole.offload.plan.fixed
+    assert tokens(loaded(read)) == tokens(loaded(whole))
+    text = torch.randint(257, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        hidden = torch.randn(2, 9, 40)
+        for part in (None, slice(3, 200), slice(130, 131)):
+            close(read.head.project(hidden, part), whole.head.project(hidden, part))
+        (ours, each, top), (theirs, every, other) = (m.head.cross_entropy(hidden, text, True) for m in (read, whole))
+        assert top is not None and other is not None
+        pairs = (ours, theirs), (each, every), (top.max_logprob, other.max_logprob)
+        for mine, its in pairs:
+            close(mine, its)
+    with torch.inference_mode():
+        close(read.head.weight, whole.head.weight)
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_single_rows_are_read(path: Path, opened: Open) -> None:
+    whole, read = Checkpoint.open(path).model(), opened(path, layout=1)
+    assert isinstance(read.embedding.matrix, SlicedMatrix) and not isinstance(quantized_matrix(read.head), SlicedMatrix)
+    index = torch.tensor([[0, 256, 3, 3], [255, 8, 7, 16]]).repeat(1, 100)
+    assert torch.equal(read.embedding(index), whole.embedding(index))
+    with pytest.raises(InputError, match="NaN"):
+        RowReader(stored_nan(path.parent / "rows"), "m")(torch.tensor([2]))
+
+
+def stored_nan(file: Path) -> StoredMatrix:
+    torch.tensor([[1.0, 2], [3, 4], [5, float("nan")]]).numpy().tofile(file)
+    return StoredMatrix("head.weight", (3, 2), [Extent(file, 0, 24, torch.float32)], None)
+
+
+def test_the_layout_is_the_first_that_fits() -> None:
+    whole, rows, slices = (MemoryNeeds(1000, fixed, layers, lambda n: 10, 2, 300) for fixed, layers in (
+        (900, [40, 40]), (500, [40, 40]), (100, [40, 40, 30, 30])
+    ))  # fmt: skip
+    layouts = [whole, rows, slices]
+    assert choose_layout(1 << 40, layouts)[0] == 0
+    assert choose_layout(rows.smallest, layouts)[0] == 1
+    assert choose_layout(rows.smallest - 1, layouts)[0] == 2
+    with pytest.raises(InputError, match="needs at least"):
+        choose_layout(slices.smallest - 1, layouts)
 
 
 @no_integers

@@ -181,9 +181,17 @@ def unavailable(device: str) -> str | None:
     return None
 
 
-def decode(steps: ctypes.Array[Step], x: Tensor, adapters: Sequence[int], rank: int, threads: int = 0) -> None:
+def decode(
+    steps: ctypes.Array[Step],
+    x: Tensor,
+    adapters: Sequence[int],
+    rank: int,
+    threads: int = 0,
+    shared: Tensor | None = None,
+) -> None:
     """Runs `steps` on x float32 [B, D], in place. adapters: the number of each row's adapter, -1 for none; rank: the
-    largest of theirs. threads: how many, 0 for torch's number; the numbers are the same."""
+    largest of theirs. threads: how many, 0 for torch's number; the numbers are the same. shared: float32 [2, B, D] for
+    the calls of a pass, where learners side by side are in several of them."""
     if len(adapters) != len(x):
         raise ValueError(f"the pass has {len(adapters)} rows with adapters, and {len(x)} rows")
     features = max(step.input.outputs + max(step.more.outputs, step.experts.room) for step in steps)
@@ -191,5 +199,6 @@ def decode(steps: ctypes.Array[Step], x: Tensor, adapters: Sequence[int], rank: 
     native = library(SOURCE)
     native.decode.restype = _int
     rows = (_int * len(adapters))(*adapters)
-    if native.decode(steps, _int(len(steps)), pointer(x), rows, *map(_int, (*x.shape, features, inner, rank, threads))):
+    sizes = map(_int, (*x.shape, features, inner, rank, threads))
+    if native.decode(steps, _int(len(steps)), pointer(x), rows, *sizes, pointer(shared)):
         raise MemoryError("no memory for a pass of one token")

@@ -170,7 +170,7 @@ static void apply_more(const step *s, const float *x, int64_t rows, const int64_
 }
 
 static int64_t run_steps(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
-               int64_t features, int64_t inner, int64_t rank) {
+                         int64_t features, int64_t inner, int64_t rank, float *shared) {
     int64_t most = inner > width ? inner : width, blocks = (most + BLOCK - 1) / BLOCK, scores = 1;
     for (int64_t i = 0; i < count; i++)
         if (steps[i].kind == ATTENTION && steps[i].groups * (steps[i].past + 1) > scores)
@@ -185,6 +185,7 @@ static int64_t run_steps(const step *steps, int64_t count, float *x, const int64
     own.y = own.inner + rows * inner;
     own.stream = own.y + rows * width;
     own.scaled = own.stream + rows * width;
+    if (shared) own.normed = shared, own.stream = shared + rows * width;
     float *room = own.scaled + rows * width;
     own.scales = room + rows * scores;
     own.sums = own.scales + rows * blocks;
@@ -214,17 +215,19 @@ static int64_t run_steps(const step *steps, int64_t count, float *x, const int64
 }
 
 // x [rows, width] in place. features, inner, rank: the most outputs and inputs of a step's maps, and of their changes.
-// threads: how many; 0: as many as the caller has. Numbers do not depend on it. Returns 0, or 1 if there is no memory.
+// threads: how many; 0: as many as the caller has. Numbers do not depend on it. shared [2, rows, width]: what learners
+// side by side read, for calls of some steps each; NULL: all such steps are in this call. Returns 0, or 1 if there is no
+// memory.
 int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
-               int64_t features, int64_t inner, int64_t rank, int64_t threads) {
+               int64_t features, int64_t inner, int64_t rank, int64_t threads, float *shared) {
 #ifdef _OPENMP
     int before = omp_get_max_threads();
     if (threads > 0) omp_set_num_threads((int)threads);
-    int64_t failed = run_steps(steps, count, x, adapters, rows, width, features, inner, rank);
+    int64_t failed = run_steps(steps, count, x, adapters, rows, width, features, inner, rank, shared);
     omp_set_num_threads(before);
     return failed;
 #else
-    return run_steps(steps, count, x, adapters, rows, width, features, inner, rank);
+    return run_steps(steps, count, x, adapters, rows, width, features, inner, rank, shared);
 #endif
 }
 

@@ -70,6 +70,7 @@ def _model(api: Api, name: str, owner: str) -> dict[str, Any]:
             "parameters": served.parameter_count(adapter),
             "weights": served.weights,
             "speculation": None if served.speculation is None else served.speculation.summary,
+            "memory": "; ".join(filter(None, [served.memory_summary, served.measured_speed])) or None,
             "state_bytes_per_sequence": served.state_bytes(api.max_length(served)),
             "vocab": served.model.vocab,
             "digest": served.digest,
