@@ -10,6 +10,8 @@ import typer
 from synthe_cli import figures
 from synthe_cli.commands.eval_chat import EXAMPLES as CHAT_EXAMPLES
 from synthe_cli.commands.eval_chat import chat
+from synthe_cli.commands.eval_classify import EXAMPLES as CLASSIFY_EXAMPLES
+from synthe_cli.commands.eval_classify import classify
 from synthe_cli.commands.eval_document import EXAMPLES as DOCUMENT_EXAMPLES
 from synthe_cli.commands.eval_document import document
 from synthe_cli.commands.eval_lm import LIST_EXAMPLES, LM_EXAMPLES, list_tasks, lm
@@ -37,6 +39,7 @@ app.command(
     "document", cls=Command, short_help="Ask about a document, by how the model knows it.", epilog=DOCUMENT_EXAMPLES
 )(document)
 app.command("chat", cls=Command, short_help="Rate answers in conversations by a judge.", epilog=CHAT_EXAMPLES)(chat)
+app.command("classify", cls=Command, short_help="Classify labelled texts.", epilog=CLASSIFY_EXAMPLES)(classify)
 app.command("list", cls=Command, short_help="List the suites and tasks.", epilog=LIST_EXAMPLES)(list_tasks)
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from synthe_core.data.documents import Source
 from synthe_core.data.files import Files
 from synthe_core.data.hub import Hub
+from synthe_core.data.listops import ListOps
 from synthe_core.data.stdlib import StandardLibrary
 from synthe_core.errors import InputError, closest
+
+BUILT_IN = ["stdlib", "listops"]
 
 
 def open_source(text: str, field: str, labels: str | None = None) -> Source:
@@ -23,6 +26,8 @@ def open_source(text: str, field: str, labels: str | None = None) -> Source:
         return StandardLibrary()
     if text.startswith("hub:"):
         return Hub(text, field, label_field)
+    if (generated := ListOps.open(text)) is not None:
+        return generated
     if (files := Files.open(text, field, label_field)) is not None:
         return files
     raise missing(text)
@@ -35,12 +40,12 @@ def missing(text: str) -> InputError:
         return InputError(f"'{text}' is no regular file", "a source is a file, a folder or a glob; save a stream first")
     here = path.parent if path.parent.is_dir() else Path()
     names = [entry.name for entry in here.iterdir()] if here.is_dir() else []
-    near = closest(text, ["stdlib"]) or closest(path.name, names)
-    if near == "stdlib":
-        hint = "did you mean 'stdlib'?"
+    near = closest(text, BUILT_IN) or closest(path.name, names)
+    if near in BUILT_IN:
+        hint = f"did you mean '{near}'?"
     elif near is not None and path.parent.is_dir():
         hint = f"did you mean '{path.parent / near}'?"
     else:
-        hint = "a source is 'stdlib', a file, a folder, a glob, or hub:NAME[@revision][:config][:split]"
+        hint = "a source is 'stdlib', a file, a folder, a glob, 'listops', or hub:NAME[@revision][:config][:split]"
     what = "no file matches" if any(c in text for c in "*?[") else "no such file or source"
     return InputError(f"{what}: '{text}'", hint)

@@ -18,11 +18,12 @@ from synthe_core.ops.cross_entropy import IGNORED
 
 
 class Passages(NamedTuple):
-    """Stretches of a split, int64 [N] each: first token, tokens, class."""
+    """Stretches of a split, int64 [N] each: first token, tokens, class, and the number of the document."""
 
     starts: np.ndarray
     lengths: np.ndarray
     labels: np.ndarray
+    documents: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Labelled:
         return cls(
             classes,
             sequence,
-            tuple(_passages(source, classes, sequence) for source in documents),
-            _passages(packed.validation.labels(), classes, sequence),
+            tuple(passages(source, classes, sequence) for source in documents),
+            passages(packed.validation.labels(), classes, sequence),
             packed.validation,
         )
 
@@ -106,15 +107,16 @@ def batch(places: Sequence[tuple[Split, Passages, int]], time: int) -> Batch:
     return Batch(inputs, targets, lengths)
 
 
-def _passages(documents: Sequence[tuple[str, int]], classes: Sequence[str], sequence: int) -> Passages:
+def passages(documents: Sequence[tuple[str, int]], classes: Sequence[str], sequence: int) -> Passages:
+    """The passages of the `documents`, (label, tokens) each, whose label is one of the `classes`."""
     number = {label: index for index, label in enumerate(classes)}
-    passages: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, int, int, int]] = []
     start = 0
-    for label, tokens in documents:
+    for document, (label, tokens) in enumerate(documents):
         if label in number and tokens:
             count = max(1, tokens // sequence + (tokens % sequence >= sequence / 2))
             for first in range(0, count * sequence, sequence):
-                passages.append((start + first, min(sequence, tokens - first), number[label]))
+                rows.append((start + first, min(sequence, tokens - first), number[label], document))
         start += tokens
-    table = np.array(passages, dtype=np.int64).reshape(-1, 3)
-    return Passages(table[:, 0], table[:, 1], table[:, 2])
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    return Passages(table[:, 0], table[:, 1], table[:, 2], table[:, 3])

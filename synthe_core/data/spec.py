@@ -86,8 +86,8 @@ def _labels(value: Any) -> Any:
 class DataSpec(Spec):
     """What is read, how it becomes tokens, and how long a training sequence is.
 
-    sources:    `stdlib`, a file, folder or glob, `hub:NAME[@revision][:config or folder][:split]`, or a list of
-                these (see SourceSpec).
+    sources:    `stdlib`, `listops[:KEY=VALUE,...]` (see `data.listops`), a file, folder or glob,
+                `hub:NAME[@revision][:config or folder][:split]`, or a list of these (see SourceSpec).
     tokenizer:  see TokenizerSpec.
     sequence:   tokens per training sequence; of conversations, preferences and ratings, the most tokens of a row,
                 1,024 unless it is stated.
@@ -97,7 +97,7 @@ class DataSpec(Spec):
                 instead of being tokenized whole before. Documents for validation are the first that are held out.
     limit:      at most this many bytes of text are read from each source ("20MB"); None = all.
     labels:     for an encoder, what each document's class is: `path`, the first folder below the source (of `stdlib`
-                the package), or `field:NAME`, that field of rows of tables and the hub.
+                the package, of `listops` the value), or `field:NAME`, that field of rows of tables and the hub.
     columns:    of conversations, preferences and ratings: names of columns by what they stand for, where they are not
                 the usual ones: {prompt: question, chosen: better, rejected: worse}.
     trained:    of conversations, what is trained on: every answer of the assistant, the last one, or all text.

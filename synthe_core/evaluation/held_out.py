@@ -21,8 +21,8 @@ def held_out(spec: DataSpec | None, tokenizer: Tokenizer, sources: Sequence[str]
     Raises InputError if there is none.
     """
     if sources:
-        field = DataSpec().field if spec is None else spec.field
-        chosen = [Corpus(open_source(source, field), None, 1.0) for source in sources]
+        field, labels = (DataSpec().field, None) if spec is None else (spec.field, spec.labels)
+        chosen = [Corpus(open_source(source, field, labels), None, 1.0, labels) for source in sources]
     elif spec is None:
         raise InputError("there is no held-out text: the model has no recipe of ours", "name some: --data FILE")
     else:

@@ -15,6 +15,7 @@ LAYERS = Table(
     "synthe.layers",
     {
         "attention": "synthe_core.layers.attention:Attention",
+        "bidirectional_attention": "synthe_core.layers.bidirectional_attention:BidirectionalAttention",
         "byte_patch": "synthe_core.layers.byte_patch:BytePatch",
         "channel_mixing": "synthe_core.layers.channel_mixing:ChannelMixing",
         "context_routed_moe": "synthe_core.layers.context_routed_moe:ContextRoutedMoE",

@@ -65,3 +65,37 @@ def test_chat_answers_are_judged_and_stored(synthe, checkpoint, tmp_path):
     assert json.loads(again.stdout.splitlines()[-1])["values"]["questions"] == 1, again.stderr
     bad = synthe("eval", "chat", checkpoint, "--questions", tmp_path / "none", "--judge", checkpoint)
     assert bad.exit_code == 2 and "no such file" in bad.stderr
+
+
+ENCODER = """\
+name: encoder
+model:
+  width: 16
+  blocks: 1
+  patch: {stride: 2, taps: 2}
+  head: {type: classify, classes: 10}
+  block: [spectral, {type: bidirectional_attention, heads: 2}, {type: delta_memory, heads: 1}]
+data: {sources: "listops:examples=60,shortest=20,longest=40", labels: path, sequence: 64, validation: 0.2}
+train: {budget: 2steps, batch: 8}
+"""
+
+
+def test_a_recipe_of_classes_from_training_to_its_figures(synthe, tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "encoder.yaml").write_text(ENCODER)
+    run, plot = tmp_path / "run", tmp_path / "c.html"
+    trained = synthe("train", tmp_path / "encoder.yaml", "--out", run, "--set", "runtime.device=cpu")
+    assert trained.exit_code == 0, trained.stderr
+    done = synthe("eval", "classify", run, "--device", "cpu", "--plot", plot)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("12 texts, ") and "; chance " in lines[0] and "macro F1" in lines[1]
+    assert lines[3].split() == ["class", "texts", "given", "precision", "recall", "F1"]
+    assert lines[-12].split()[0] == "confusions" and lines[-1] == str(plot)
+    assert plot.read_text().count("<tr>") == 11
+    other = "listops:examples=5,shortest=20,longest=40,seed=1"
+    again = synthe("eval", "classify", run, "--data", other, "--device", "cpu", "--json")
+    values = json.loads(again.stdout.splitlines()[-1])["values"]
+    assert values["texts"] == 5 and len(values["confusion"]) == 10 and values["low"] <= values["accuracy"]
+    bad = synthe("eval", "classify", run, "--data", tmp_path / "none.csv")
+    assert bad.exit_code == 2 and "no such file" in bad.stderr and "Traceback" not in bad.stderr

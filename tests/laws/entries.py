@@ -30,6 +30,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "kv_heads": 2, "rope_size": 4, "gate": True, "qk_norm": "weighted"},
         {"heads": 2, "rope_size": 6, "gate": True, "bias": "all", "when": {"signal": "confidence", "below": 0.86}},
     ],
+    "bidirectional_attention": [{"heads": 4}, {"heads": 2, "rope": None, "qk_norm": False}],
     "byte_patch": [{}, {"stride": 3, "taps": 3}, {"stride": 1, "taps": 2}],
     "channel_mixing": [{}, {"hidden": 20}],
     "conv": [{}, {"taps": 2}],

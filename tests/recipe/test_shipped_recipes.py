@@ -87,6 +87,7 @@ PAIRS = [
     *(("60m-flat", f"baselines/{name}-60m") for name in MIXERS),
     ("tiny", "synapse-tiny"),
     ("tiny", "thl-tiny"),
+    *((f"classify/tlm-{text}", f"classify/transformer-{text}") for text in ("listops", "listops-tiny", "imdb")),
 ]
 
 
