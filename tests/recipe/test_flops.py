@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from synthe_core.layers import LAYERS, build, parse
 from synthe_core.layers.learner import Learner, Pass
@@ -62,6 +62,7 @@ def everything() -> FlopCounterMode:
     names = [name + place for name in ARITHMETIC for place in ("", "_")]
     names = [name for name in names if hasattr(torch.ops.aten, name)]
     mapping = {getattr(torch.ops.aten, name): one_each for name in names}
+    mapping[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = sdpa_flop
     return FlopCounterMode(display=False, custom_mapping=mapping | {torch.ops.aten._linalg_solve_ex: solution})
 
 
