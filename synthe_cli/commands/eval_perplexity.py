@@ -17,6 +17,7 @@ from synthe_cli.options import (
     find_checkpoint,
     memory_size,
 )
+from synthe_cli.pathways_option import PathwaysOption
 from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import InputError
 from synthe_core.events import results
@@ -45,6 +46,7 @@ def perplexity(
     device: DeviceOption = None,
     weights: EvalWeightsOption = "float32",
     memory: MemoryOption = None,
+    pathways: PathwaysOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well a model predicts a text, for several context lengths.
@@ -67,6 +69,7 @@ def perplexity(
             device=device or "auto",
             weights=weights,
             memory=limit,
+            pathways=pathways,
         )
         for result in results(events, shown.show):
             if as_json:

@@ -39,6 +39,7 @@ from synthe_cli.options import (
     uses_generation_config,
     with_defaults,
 )
+from synthe_cli.pathways_option import PathwaysOption, begin_with_pathways
 from synthe_cli.startup import without_collection
 from synthe_core.errors import InputError
 
@@ -95,6 +96,7 @@ def generate(
     state_out: Annotated[
         Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end to this file.")
     ] = None,
+    pathways: PathwaysOption = None,
     generation_config: GenerationConfigOption = "auto",
     adapter: AdapterOption = None,
     device: DeviceOption = None,
@@ -118,6 +120,8 @@ def generate(
     with without_collection():
         sampled(values)  # before a model is loaded
         drafts, limit = speculation(speculate), memory_size(memory)
+        if pathways and state_in:
+            raise InputError("--pathways is for new texts, and --state-in continues one", "leave out one of them")
 
         from synthe_core.hardware.placement import choose_device
         from synthe_core.hardware.probe import probe
@@ -136,6 +140,7 @@ def generate(
         )  # fmt: skip
     show_weights(model)
     speculate_with([model], drafts, where)
+    begin_with_pathways(model, pathways)
     session = opened.session(state_in, model.model) if state_in else None
     model.recommended = recommended
     show_defaults(model.defaults)

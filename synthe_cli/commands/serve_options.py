@@ -17,6 +17,7 @@ from synthe_cli.options import (
     WeightsOption,
     complete_run,
 )
+from synthe_cli.pathways_option import PathwaysOption
 from synthe_cli.tool_options import ToolsOption, UnsafeToolsOption
 
 
@@ -160,6 +161,7 @@ class ServeOptions:
     device: DeviceOption = None
     weights: WeightsOption = "auto"
     memory: MemoryOption = None
+    pathways: PathwaysOption = None
     speculate: SpeculateOption = None
     as_json: JsonOption = False
     browser: bool = False

@@ -26,6 +26,7 @@ from synthe_cli.options import (
     speculation,
     uses_generation_config,
 )
+from synthe_cli.pathways_option import begin_with_pathways
 from synthe_cli.signals import stop_on_signal
 from synthe_cli.startup import without_collection
 from synthe_core.errors import InputError, WorkError
@@ -48,9 +49,7 @@ SHORT_SEQUENCE = 1024  # tokens
 
 def run(options: ServeOptions) -> int | None:
     """Serves until a signal stops it, and returns its number. Options are checked before a model is loaded."""
-    if options.swarm is not None and options.models:
-        raise InputError("--swarm names the models that are served", "leave out the others")
-    paths = model_paths(options.models or []) if options.swarm is None else {}
+    paths = checked_paths(options)
     with without_collection():
         from synthe_core.hardware.mkl import request_strict_mode
         from synthe_core.hardware.placement import choose_device
@@ -77,6 +76,7 @@ def run(options: ServeOptions) -> int | None:
     models = [load_model(path, name, device, weights=options.weights, memory=limit) for name, path in paths.items()]
     models += swarm_models(folder, device, options.weights)
     speculate_with(models, drafts, device)
+    begin_with_pathways(models[0], options.pathways)
     for each in models:
         each.recommended = recommended
         _ = each.defaults  # an invalid file ends here
@@ -106,6 +106,16 @@ def run(options: ServeOptions) -> int | None:
                 raise WorkError("the server stopped unexpectedly")
         server.stop(options.grace)
         return stop.number
+
+
+def checked_paths(options: ServeOptions) -> dict[str, Path]:
+    """The models to serve by name; none of a swarm, whose folder names them."""
+    if options.swarm is not None and options.models:
+        raise InputError("--swarm names the models that are served", "leave out the others")
+    paths = model_paths(options.models or []) if options.swarm is None else {}
+    if options.pathways is not None and len(paths) != 1:
+        raise InputError("--pathways is for one model", "serve one, or leave it out")
+    return paths
 
 
 def memory_limit(options: ServeOptions, paths: dict[str, Path]) -> int | None:

@@ -22,7 +22,9 @@ from synthe_core.evaluation.reading import MAX_STATE_BYTES
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.pathways import set_pathway_prior
 from synthe_core.model.prefill import pass_limits
+from synthe_core.model.session import Session
 
 TOKENS = 4096  # of a pass
 
@@ -57,6 +59,7 @@ def evaluate(
     device: str = "auto",
     weights: str = "float32",
     memory: int | None = None,
+    pathways: Path | None = None,
 ) -> Iterator[Event]:
     """Bits per byte of a text with each length of context, and by position; the last event is a Result.
 
@@ -66,9 +69,12 @@ def evaluate(
 
     contexts: tokens; by default powers of two from an eighth of the training length to four times it, as far as
     `tokens` allow; of a published model, as far as it was trained. weights: the format of the matrices, one of
-    `inference.weights.WEIGHTS`. memory: the bytes that this process may take, None for no limit.
+    `inference.weights.WEIGHTS`. memory: the bytes that this process may take, None for no limit. pathways: a session
+    with whose expert pathways windows begin.
     """
     opened = open_model(path, device, weights, memory)
+    if pathways is not None:
+        set_pathway_prior(opened.model, Session.load(pathways, opened.model))
     if opened.memory_summary:
         yield Notice(f"memory: {opened.memory_summary}")
     trained = opened.trained

@@ -41,7 +41,8 @@ class ContextRoutedMoE(Learner[ContextRoutedState]):
 
     Every row keeps a Hebbian strength for each expert's pathway, s_t = decay · s_{t-1} + rate · f_t, with f_t [N] ones
     at the K experts of largest l_t and zeros elsewhere: a decayed count of uses, which tends to
-    rate / (1 - decay) times the share of tokens that an expert gets. It is part of the state, so sessions keep it.
+    rate / (1 - decay) times the share of tokens that an expert gets. It is part of the state, so sessions keep it; a
+    fresh state has `prior` [N], zeros unless `model.pathways` sets it to the strengths of a session.
 
     With `bias` the router prefers experts that were used: the choice and its weights follow l_t + b ⊙ s_{t-1}, b [N]
     learned and 0 initially. f_t still counts the top K of l_t, the choice before the bias. If it counted the biased
@@ -81,11 +82,12 @@ class ContextRoutedMoE(Learner[ContextRoutedState]):
         self.context: Learner[Any] = learner(learner.Config(), config.channels)
         self.router = project_in(config.channels, config.experts)
         self.pool = ExpertPool(config, width, config.type)
+        self.register_buffer("prior", torch.zeros(config.experts), persistent=False)
         if config.bias:
             self.bias = nn.Parameter(torch.zeros(config.experts))
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> ContextRoutedState:
-        strength = torch.zeros(batch, self.config.experts, dtype=self.state_dtype, device=device)
+        strength = self.prior.to(dtype=self.state_dtype, device=device).repeat(batch, 1)
         return ContextRoutedState(strength, self.context.init_state(batch, device=device))
 
     def forward(self, x: Tensor, state: ContextRoutedState | None, ctx: Pass) -> tuple[Tensor, ContextRoutedState]:

@@ -80,6 +80,8 @@ def test_a_failed_command_before_the_pipe(synthe: Run, stdin: str, message: str)
         (["--repetition-penalty", "0"], "--repetition-penalty: input should be greater than or equal to 0.01, not 0.0"),
         (["--prompt-file", "no-such.txt"], "no such prompt file: no-such.txt"),
         (["--state-in", "no-such.state"], "no such session: no-such.state"),
+        (["--pathways", "no-such.state"], "no such session: no-such.state"),
+        (["--pathways", "a", "--state-in", "b"], "--pathways is for new texts, and --state-in continues one"),
         (["--device", "gpu"], "unknown device 'gpu'"),
     ],
 )
