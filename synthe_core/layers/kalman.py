@@ -123,7 +123,7 @@ class Kalman(Learner[KalmanState]):
 
     @property
     def composes(self) -> bool:
-        return self.config.every == 1  # else a rank may have no tick
+        return self.config.every == 1 and self.config.covariance is None  # else a rank may have no tick
 
     @classmethod
     def publishes(cls, config: Config) -> tuple[str, ...]:
