@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from synthe_core import state as states
+from synthe_core.inference import in_place_step
+from synthe_core.inference.in_place_step import InPlaceStep
 from synthe_core.layers.conditional_gate import ConditionalGate
 from synthe_core.layers.experts import ExpertPool
 from synthe_core.model.language_model import LanguageModel
@@ -69,15 +71,19 @@ class CapturedStep:
         self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         fresh = model.init_state(rows)
         self.state = states.map_leaves(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), fresh)
+        self._in_place = InPlaceStep(model) if in_place_step.refusal(model) is None else None
         self._outputs: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
         self._replay = capture(self._run)
 
     def _run(self) -> None:
         """The step: reads `tokens` and `state`, and writes `state` and the outputs."""
-        hidden, after, ctx = self.model.hidden(self.tokens, self.state)
-        logits = self.model.head(hidden[:, 0]).float()
-        states.map_leaves(lambda old, new: old if new is old else old.copy_(new), self.state, after)
-        self._outputs = logits, hidden, dict(ctx.signals)
+        if self._in_place is not None:
+            hidden, signals = self._in_place(self.tokens, self.state)
+        else:
+            hidden, after, ctx = self.model.hidden(self.tokens, self.state)
+            states.map_leaves(lambda old, new: old if new is old else old.copy_(new), self.state, after)
+            signals = dict(ctx.signals)
+        self._outputs = self.model.head(hidden[:, 0]).float(), hidden, signals
 
     def __call__(self, tokens: Tensor, state: Any) -> DecodeOutput:
         """The step from another state of at most as many rows, which is copied where it is not this one's own."""

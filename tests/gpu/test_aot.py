@@ -17,6 +17,7 @@ from tests.processes import run_program
 ARCHITECTURES = (89, 90, 100, 120)
 SPILLS = {  # bytes a thread, with 32 numbers a head
     "span_memory_backward": 512,  # six matrices and their products
+    "norm_swiglu": 8,  # two sums of a map with codes
     "slot_memory_forward": 1536,  # a tile's logits to up to 2,048 slots, and their noise as int64
     "slot_memory_backward": 968,  # products of up to 64 tokens
 }

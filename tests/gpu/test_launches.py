@@ -30,3 +30,14 @@ def test_launches_do_not_grow_with_the_length(most: dict[str, int]) -> None:
         name, short, long = figures["learner"], figures["train 256"], figures["train 1024"]
         assert short == long, name
         assert short["launches"] <= most[name], name
+
+
+@needs_triton
+def test_a_token_of_all_blocks_is_at_most_150_launches() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    program = [sys.executable, "-W", "ignore", "-m", "tests.gpu.simulated.in_place_step", "60m-flat"]
+    done = run_program(program, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["launches"] <= 150 and figures["waits"] == 0

@@ -8,6 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthe_core.ops.decode_step import (
+    DeltaWeights,
+    MapWeights,
+    add_map,
+    delta_step,
+    kalman_step,
+    momentum_step,
+    norm_maps,
+    norm_swiglu,
+)
 from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.kalman_filter import kalman_filter
@@ -138,6 +148,35 @@ def quantized() -> None:
                 triton_product(torch.zeros(64, size, dtype=dtype), matrix, None, transposed)  # type: ignore[arg-type]
 
 
+def decode() -> None:
+    """A token of the blocks of 60m-flat, with floats of 32 and 16 bits and with codes."""
+    rows, width, heads = 2, 512, 8
+    x, norm = torch.zeros(rows, width), torch.zeros(width)
+    for dtype in (torch.float32, torch.bfloat16, "int8", "int4"):
+        for outputs, inputs in ((3 * width, width), (width, width), (4 * width, width), (width, 2 * width)):
+            if isinstance(dtype, str):
+                matrix = quantize(torch.randn(outputs, inputs), dtype)
+                codes, scale, form = matrix.get_buffer("codes"), matrix.get_buffer("scale"), matrix.form  # type: ignore[attr-defined]
+                weights = MapWeights(codes, scale, None, outputs, inputs, form.group, form.bits)
+            else:
+                weights = MapWeights(torch.zeros(outputs, inputs, dtype=dtype), None, None, outputs, inputs)
+            if inputs == width:
+                norm_maps(x, norm, 1e-6, weights, weights)
+                norm_swiglu(x, norm, 1e-6, weights)
+            if outputs == width:
+                add_map(x, torch.zeros(rows, inputs), weights)
+    momentum_step(torch.zeros(rows, 3 * width), norm, x.clone(), True)
+    kalman_step(torch.zeros(rows, 3 * width), norm, norm, norm, x.clone(), x.clone(), 1e-6)
+    for key in (64, 128):
+        channels, values = 3 * heads * key, heads * key
+        own = DeltaWeights(
+            torch.zeros(channels, 4), None, torch.zeros(heads), torch.zeros(heads), torch.zeros(key), heads, key, key,
+            4, 0.0, 1.0, 1e-5, 1e-5, 1.0, True, "silu",
+        )  # fmt: skip
+        projected = torch.zeros(rows, channels + values + 2 * heads)
+        delta_step(projected, torch.zeros(rows, heads, key, key), torch.zeros(rows, 3, channels), own)
+
+
 OURS: dict[str, Callable[[], None]] = {
     "linear_scan": lambda: scans(linear_scan),
     "gated_average": lambda: scans(gated_average),
@@ -154,6 +193,7 @@ OURS: dict[str, Callable[[], None]] = {
     "slot_memory": slots,
     "span_memory": spans,
     "quantized_linear": quantized,
+    "decode_step": decode,
 }
 
 
