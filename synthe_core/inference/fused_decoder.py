@@ -29,6 +29,7 @@ from synthe_core.ops.fused_decode import (
     ACTIVATIONS,
     ATTENTION,
     KALMAN,
+    RG_LRU,
     LinearMap,
     Step,
     decode,
@@ -59,7 +60,7 @@ class FusedDecoder:
         self.row_state_bytes = sum(each.state_bytes(1) for each in recurrent)
         self._steps = (Step * len(self._learners))()
         self._buffers = StateBuffers()
-        self._held: list[Tensor] = []  # what C has the addresses of, besides parameters
+        self._held: list[Any] = []  # what C has the addresses of, besides parameters
         for step, learner in zip(self._steps, self._learners, strict=True):
             self._held += _fill(step, learner, self._slots)
         self._shapes = _shapes(self._steps)
@@ -90,6 +91,8 @@ class FusedDecoder:
                     signals = torch.empty(len(x), 2)
                     held.append(signals)
                     step.signals = signals.data_ptr()
+                if form.kind == RG_LRU:
+                    step.rg_lru.positions = positions.data_ptr()
             elif isinstance(learner, Attention):
                 place = places[-1] = extended(each.keys, each.values, learner.window)
                 step.keys, step.values = place.keys.data_ptr(), place.values.data_ptr()
@@ -112,7 +115,7 @@ class FusedDecoder:
             if len(steps) == len(self._steps):
                 choice.record(len(x), time.perf_counter() - begun)
             return
-        shared = torch.empty(2, *x.shape)  # by learners side by side
+        shared = torch.empty(3, *x.shape)  # by learners side by side, and values
         for span in self.model.offload.spans(slice(first, first + len(steps))):
             part = (Step * (span.stop - span.start)).from_buffer(steps, (span.start - first) * ctypes.sizeof(Step))
             with self.model.offload.holding(span.start):
@@ -150,7 +153,7 @@ def refusal(model: Backbone) -> str | None:
 
 
 def _learner_refusal(learner: nn.Module) -> str | None:
-    maps: tuple[nn.Module, nn.Module | None, nn.Module]
+    maps: Sequence[nn.Module | None]
     if type(learner) is Attention:
         if learner.config.when is not None:
             return "an attention has a condition"
@@ -160,7 +163,7 @@ def _learner_refusal(learner: nn.Module) -> str | None:
     elif (form := FORMS.get(type(learner))) is not None:
         if (reason := form.refusal(learner)) is not None:
             return reason
-        maps = form.maps(learner)
+        maps = [*form.maps(learner), *form.others(learner)]
         of_maps = {id(each) for map in maps if map is not None for each in map.parameters()}
         if any(each.dtype != torch.float32 for each in learner.parameters() if id(each) not in of_maps):
             return "a recurrent learner's parameters are not float32"
@@ -173,7 +176,8 @@ def _learner_refusal(learner: nn.Module) -> str | None:
 def _shapes(steps: ctypes.Array[Step]) -> str:
     """A digest of the kinds of learners, and of the shapes and formats of their maps."""
     maps = [
-        (step.kind, *(each for map in (step.input, step.more, step.output) for each in _shape(map))) for step in steps
+        (step.kind, step.room, *(each for map in (step.input, step.more, step.output) for each in _shape(map)))
+        for step in steps
     ]
     return hashlib.sha256(repr(maps).encode()).hexdigest()[:12]
 
@@ -183,7 +187,7 @@ def _shape(map: LinearMap) -> tuple[int, ...]:
     return map.inputs, map.outputs, *formats
 
 
-def _changes(map: nn.Module, slots: Sequence[int], held: list[Tensor]) -> ctypes.Array[Change] | None:
+def _changes(map: nn.Module, slots: Sequence[int], held: list[Any]) -> ctypes.Array[Change] | None:
     """What the adapter in each slot changes in a map; None if none of them changes it. held: takes the factors that had
     to be copied for that (see `Adapter.compact`)."""
     if not isinstance(map, LoRALinear):
@@ -202,8 +206,8 @@ def _first_map(learner: MLP) -> nn.Module:
     return learner.gate_up if learner.config.gated else learner.up
 
 
-def _fill(step: Step, learner: Any, slots: Sequence[int]) -> list[Tensor]:
-    """What of a step is the same in every pass; returns tensors whose addresses it has."""
+def _fill(step: Step, learner: Any, slots: Sequence[int]) -> list[Any]:
+    """What of a step is the same in every pass; returns what it has the addresses of."""
     step.more_from = -1
     form = FORMS.get(type(learner))
     if form is not None:
@@ -215,14 +219,26 @@ def _fill(step: Step, learner: Any, slots: Sequence[int]) -> list[Tensor]:
         step.kind, maps = FUSED_MLP, (_first_map(learner), None, learner.out)
         own = learner.config
         step.activation, step.is_gated, step.gate_scale = ACTIVATIONS[own.activation], own.gated, own.gate_scale
-    held: list[Tensor] = []
+    held: list[Any] = []
     named: zip[tuple[str, Any]] = zip(("input", "more", "output"), maps, strict=True)
     for name, map in named:
         if map is not None:
-            parts = matrices_of(map)
-            assert parts is not None
-            setattr(step, name, LinearMap.of(parts, map.bias, _changes(map, slots, held)))
-    return held if form is None else held + form.fill(step, learner)
+            setattr(step, name, _linear_map(map, slots, held))
+    if form is None:
+        return held
+    if others := [_linear_map(each, slots, held) for each in form.others(learner)]:
+        step.maps = (LinearMap * len(others))(*others)
+        held.append(step.maps)
+    return held + form.fill(step, learner)
+
+
+def _linear_map(map: Any, slots: Sequence[int], held: list[Any]) -> LinearMap:
+    """A map as C has it. held: takes what its addresses are of."""
+    parts = matrices_of(map)
+    assert parts is not None
+    changes = _changes(map, slots, held)
+    held.append(changes)
+    return LinearMap.of(parts, map.bias, changes)
 
 
 def _fill_attention(step: Step, learner: Attention) -> None:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from synthe_core.inference.fused_buffers import StateBuffers
+from synthe_core.inference.fused_chained import (
+    fill_convolution,
+    fill_kda,
+    fill_mamba,
+    fill_rg_lru,
+    fill_rwkv7,
+    kda_maps,
+    mamba_maps,
+    rg_lru_refusal,
+    rwkv7_maps,
+)
 from synthe_core.inference.fused_experts import experts_refusal, fill_experts
 from synthe_core.layers.delta import Delta, DeltaState
 from synthe_core.layers.experts import Experts
 from synthe_core.layers.gated_conv import GatedConv
 from synthe_core.layers.gla import GLA, GLAState
 from synthe_core.layers.kalman import MIN_NOISE, Kalman, KalmanState
-from synthe_core.layers.mamba import MambaState
+from synthe_core.layers.kda import KDA, KDAState
+from synthe_core.layers.mamba import Mamba, MambaState
 from synthe_core.layers.mamba2 import Mamba2
 from synthe_core.layers.mlstm import MLSTM, MLSTMState
 from synthe_core.layers.momentum import Momentum, MomentumState
+from synthe_core.layers.rg_lru import RGLRU, RGLRUState
+from synthe_core.layers.rwkv7 import RWKV7, RWKV7State
 from synthe_core.ops.activations import sigmoid, softplus
 from synthe_core.ops.fused_decode import (
     DELTA,
@@ -29,14 +43,16 @@ from synthe_core.ops.fused_decode import (
     MAMBA2,
     MOMENTUM,
     NO_GATE,
+    RG_LRU,
     SIGMOID_GATE,
     SILU_GATE,
-    Convolution,
     Step,
 )
 from synthe_core.ops.fused_decode import GLA as FUSED_GLA
+from synthe_core.ops.fused_decode import KDA as FUSED_KDA
+from synthe_core.ops.fused_decode import MAMBA as FUSED_MAMBA
 from synthe_core.ops.fused_decode import MLSTM as FUSED_MLSTM
-from synthe_core.ops.native import pointer
+from synthe_core.ops.fused_decode import RWKV7 as FUSED_RWKV7
 
 GATES = {"silu": SILU_GATE, "sigmoid": SIGMOID_GATE}
 
@@ -51,6 +67,7 @@ class Form(NamedTuple):
     maps: Callable[[Any], tuple[nn.Module, nn.Module | None, nn.Module]]
     fill: Callable[[Step, Any], list[Tensor]]
     state: Callable[..., Any]
+    others: Callable[[Any], Sequence[nn.Module]] = lambda learner: ()
 
 
 def begin(
@@ -105,16 +122,6 @@ def _fill_kalman(step: Step, learner: Any) -> list[Tensor]:
     return parameters
 
 
-def _fill_convolution(target: Convolution, weight: Tensor | None, bias: Tensor | None) -> list[Tensor]:
-    """weight [channels, taps], or none."""
-    target.taps, target.bias = 1 if weight is None else weight.shape[1], pointer(bias)
-    if weight is None:
-        return []
-    turned = weight.t().contiguous()
-    target.weight = turned.data_ptr()
-    return [turned]
-
-
 def _delta_refusal(learner: Any) -> str | None:
     own = learner.config
     if own.householder > 1 or own.clip is not None or own.signals:
@@ -126,7 +133,7 @@ def _fill_delta(step: Step, learner: Any) -> list[Tensor]:
     own, rule = learner.config, step.delta
     tensors = [learner.unit, own.scale * learner.norm]
     rule.unit, rule.norm = (each.data_ptr() for each in tensors)
-    tensors += _fill_convolution(rule.conv, learner.conv if learner.taps > 1 else None, learner.conv_bias)
+    tensors += fill_convolution(rule.conv, learner.conv if learner.taps > 1 else None, learner.conv_bias)
     if own.decay:
         tensors.append(learner.A_log.exp())
         rule.rate, rule.rate_bias = tensors[-1].data_ptr(), learner.dt_bias.data_ptr()
@@ -145,7 +152,7 @@ def _fill_gla(step: Step, learner: Any) -> list[Tensor]:
     rule.is_gated = own.gate
     step.more_from = sum(learner.features[:2])
     conv = learner.conv1d
-    return _fill_convolution(rule.conv, *((None, None) if conv is None else (conv.weight[:, 0], conv.bias)))
+    return fill_convolution(rule.conv, *((None, None) if conv is None else (conv.weight[:, 0], conv.bias)))
 
 
 def _fill_mlstm(step: Step, learner: Any) -> list[Tensor]:
@@ -154,7 +161,7 @@ def _fill_mlstm(step: Step, learner: Any) -> list[Tensor]:
     rule.input_bias, rule.forget_bias = learner.input_bias.data_ptr(), learner.forget_bias.data_ptr()
     rule.heads, rule.key, rule.value, rule.gate = own.heads, learner.key, learner.value, GATES[own.output]
     rule.is_exponential, rule.is_layer_norm = own.forget == "exponential", own.norm == "layer"
-    return _fill_convolution(rule.conv, learner.conv if learner.taps > 1 else None, None)
+    return fill_convolution(rule.conv, learner.conv if learner.taps > 1 else None, None)
 
 
 def _fill_mamba2(step: Step, learner: Any) -> list[Tensor]:
@@ -172,11 +179,11 @@ def _fill_mamba2(step: Step, learner: Any) -> list[Tensor]:
     rule.heads, rule.groups, rule.norm_groups = learner.heads, own.groups, own.norm_groups or own.groups
     rule.size, rule.head_size = own.state_size, own.head_size
     conv = learner.conv1d
-    return tensors + _fill_convolution(rule.conv, conv.weight[:, 0], conv.bias)
+    return tensors + fill_convolution(rule.conv, conv.weight[:, 0], conv.bias)
 
 
 def _fill_gated_conv(step: Step, learner: Any) -> list[Tensor]:
-    return _fill_convolution(step.conv, learner.conv.weight[:, 0], learner.conv.bias)
+    return fill_convolution(step.conv, learner.conv.weight[:, 0], learner.conv.bias)
 
 
 def _no_refusal(learner: Any) -> None:
@@ -194,6 +201,16 @@ FORMS: dict[type, Form] = {
     ),
     Experts: Form(
         EXPERTS, experts_refusal, lambda own: (own.router, own.pool.inputs, own.pool.out), fill_experts, lambda: ()
+    ),
+    Mamba: Form(
+        FUSED_MAMBA, _no_refusal, lambda own: (own.in_proj, None, own.out_proj), fill_mamba, MambaState, mamba_maps
+    ),
+    KDA: Form(FUSED_KDA, _no_refusal, lambda own: (own.project, None, own.out), fill_kda, KDAState, kda_maps),
+    RGLRU: Form(
+        RG_LRU, rg_lru_refusal, lambda own: (own.linear_x, own.linear_y, own.linear_out), fill_rg_lru, RGLRUState
+    ),
+    RWKV7: Form(
+        FUSED_RWKV7, _no_refusal, lambda own: (own.receptance, None, own.out), fill_rwkv7, RWKV7State, rwkv7_maps
     ),
     Mamba2: Form(MAMBA2, _no_refusal, lambda own: (own.in_proj, None, own.out_proj), _fill_mamba2, MambaState),
 }

@@ -52,6 +52,36 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
         {"type": "mamba2", "state_size": 16, "head_size": 12, "norm": "none", "time_step_limit": [0.1, 0.8]}
         | {"multipliers": [0.5, 1.3, 0.7, 1.1, 0.9]}
     ],
+    "mamba": [{"type": "mamba"}],
+    "mamba, odd sizes": [{"type": "mamba", "state_size": 5, "expand": 3, "conv": 1, "dt_rank": 7, "conv_bias": False}],
+    "mamba, published": [{"type": "mamba", "bias": True, "bc_dt_norm": "weighted", "conv": 2}],
+    "mamba, norms": [{"type": "mamba", "state_size": 11, "bc_dt_norm": True, "norm_eps": 1e-3}],
+    "kda": [{"type": "kda", "heads": 4}],
+    "kda, odd sizes": [
+        {"type": "kda", "heads": 2, "value_heads": 6, "key_size": 5, "value_size": 11, "rank": 3, "conv": 0}
+    ],
+    "kda, published": [
+        {"type": "kda", "heads": 3, "decay_floor": -5.0, "beta_range": [0, 2], "gate_bias": False, "conv_bias": True}
+    ],
+    "rg_lru": [{"type": "rg_lru"}],
+    "rg_lru, odd sizes": [{"type": "rg_lru", "heads": 3, "channels": 33, "conv": 1, "activation": "silu"}],
+    "rg_lru without biases": [{"type": "rg_lru", "heads": 2, "activation": "gelu", "bias": False, "conv": 3}],
+    "rwkv7": [{"type": "rwkv7", "head_size": 12}],
+    "rwkv7, odd sizes": [
+        {"type": "rwkv7", "head_size": 3, "decay_rank": 5, "rate_rank": 7, "gate_rank": 60, "norm_eps": 1e-3}
+    ],
+    "rwkv7, values": [
+        {"type": "rwkv7", "head_size": 16, "values": "share"},
+        MLP,
+        {"type": "rwkv7", "head_size": 8, "values": "mix", "value_rank": 50},
+    ],
+    "chained": [
+        {"type": "mamba"},
+        {"type": "rwkv7", "head_size": 16},
+        MLP,
+        {"type": "rg_lru"},
+        {"type": "kda", "heads": 3},
+    ],
     "gated_conv": [{"type": "gated_conv"}],
     "gated_conv with biases": [{"type": "gated_conv", "taps": 2, "bias": True}],
     "experts": [{"type": "experts", "hidden": 20}],
@@ -121,6 +151,18 @@ def test_a_row_is_the_same_in_any_company(name: str) -> None:
             assert all(torch.equal(own[each][0], signals[each][row]) for each in signals)
 
 
+@pytest.mark.parametrize("name", ["synthe", "memories", "chained", "rwkv7, values", "hybrid"])
+def test_the_first_token_of_a_text(name: str) -> None:
+    """Nothing comes before it, which rg_lru takes into account."""
+    model = model_of(BLOCKS[name])
+    state, tokens = model.init_state(2), tokens_of(0, 2)
+    hidden, ours, _ = FusedDecoder(model).hidden(tokens, state)
+    expected, theirs, _ = model.hidden(tokens, state)
+    close(hidden, expected)
+    for (_, mine), (_, other) in zip(states.named_leaves(ours), states.named_leaves(theirs), strict=True):
+        close(mine, other)
+
+
 def test_a_state_is_a_value() -> None:
     model = model_of(BLOCKS["synthe"])
     decoder, state = FusedDecoder(model), started(model, (5, 12, 1))
@@ -143,7 +185,11 @@ def test_a_row_with_nan_harms_no_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "name"), [("float32", "synthe"), ("int8", "synthe"), ("int4", "synthe"), ("float32", "memories")]
+    ("format", "name"),
+    [
+        *(("float32", "synthe"), ("int8", "synthe"), ("int4", "synthe")),
+        *(("float32", "memories"), ("float32", "chained"), ("int8", "chained")),
+    ],
 )
 def test_each_row_has_its_own_adapter(tmp_path: Path, format: str, name: str) -> None:
     """Kalman's gates are of a map of their own, and so are the decays of gla."""

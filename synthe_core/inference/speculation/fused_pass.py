@@ -23,7 +23,7 @@ from synthe_core.inference.fused_recurrent import FORMS, StateRows, begin_rows
 from synthe_core.inference.growing_window import Place, extended
 from synthe_core.layers.attention import Attention, AttentionState
 from synthe_core.model.language_model import ModelState
-from synthe_core.ops.fused_decode import KALMAN, Step
+from synthe_core.ops.fused_decode import KALMAN, RG_LRU, RWKV7, Step
 
 FLOAT = 4  # bytes
 
@@ -72,6 +72,8 @@ class FusedPass:
                 step.in_order = True
                 if form.kind == KALMAN:
                     self._place_signals(step, rows, len(positions))
+                if form.kind == RG_LRU:
+                    step.rg_lru.positions = positions[rows].data_ptr()
                 continue
             if not isinstance(learner, Attention):
                 places.append(None)
@@ -147,8 +149,12 @@ def _run(decoder: FusedDecoder, filled: Many[tuple[ctypes.Array[Step], slice]], 
 
 
 def _calls(steps: ctypes.Array[Step]) -> Iterator[tuple[int, int]]:
-    """The steps of each call, first to end: those that read what a step before them reads are in one with it."""
+    """The steps of each call, first to end: those that read what a step before them reads are in one with it, and all
+    are in one where learners share values."""
     first = 0
+    if any(step.kind == RWKV7 and step.rwkv7.shares for step in steps):
+        yield 0, len(steps)
+        return
     for number in range(1, len(steps) + 1):
         if number == len(steps) or not (steps[number].residual.reads_same or steps[number].residual.shares_norm):
             yield first, number

@@ -2,7 +2,7 @@
 nothing. A step is a norm, a map, what the learner does with it, a map, and the residual.
 
     x += W_out attention(rotary(W_qkv norm(x)))        x += W_out (act(g) ⊙ u),  [g, u] = W_in norm(x)
-    x += W_out f(W_in norm(x), state)                  f of a recurrent learner: see recurrent.h and linear_memory.h
+    x += W_out f(W_in norm(x), state)                  f of a recurrent learner: see the files *.h
 
 Numbers: those of the operators, up to rounding; of packed matrices as `packed_linear` has them. Each row is computed
 alone. No gradient.
@@ -23,7 +23,7 @@ from synthe_core.quantization.packed import BLOCK, PackedMatrix
 
 SOURCE = "fused_decode/fused_decode.c"
 MOST_PARTS = 4
-ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV, EXPERTS = range(10)
+ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV, EXPERTS, MAMBA, KDA, RG_LRU, RWKV7 = range(14)
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
 NO_GATE, SILU_GATE, SIGMOID_GATE = range(3)
@@ -138,6 +138,41 @@ class Mamba2Rule(ctypes.Structure):
     )  # fmt: skip
 
 
+class MambaRule(ctypes.Structure):
+    """What a mamba does between its maps; see mamba.h, and the files of the same names for the three below."""
+
+    _fields_ = (
+        ("conv", Convolution), ("rate", _address), ("skip", _address),
+        ("dt_norm", _address), ("b_norm", _address), ("c_norm", _address), ("norm_eps", _double),
+        ("channels", _int), ("size", _int), ("rank", _int), ("is_normed", _int),
+    )  # fmt: skip
+
+
+class KDARule(ctypes.Structure):
+    _fields_ = (
+        ("conv", Convolution), ("unit", _address), ("norm", _address), ("rate", _address), ("dt_bias", _address),
+        ("gate_bias", _address), ("low", _double), ("high", _double), ("floor", _double), ("key_eps", _double),
+        ("norm_eps", _double), ("heads", _int), ("groups", _int), ("key", _int), ("value", _int), ("rank", _int),
+    )  # fmt: skip
+
+
+class RGLRURule(ctypes.Structure):
+    _fields_ = (
+        ("conv", Convolution), ("write", _address), ("write_bias", _address), ("keep", _address),
+        ("keep_bias", _address), ("rate", _address), ("positions", _address), ("channels", _int), ("heads", _int),
+        ("activation", _int),
+    )  # fmt: skip
+
+
+class RWKV7Rule(ctypes.Structure):
+    _fields_ = (
+        ("mix", _address), ("decay_bias", _address), ("rate_bias", _address), ("value_bias", _address),
+        ("unit", _address), ("k_k", _address), ("k_a", _address), ("r_k", _address), ("norm", _address),
+        ("norm_bias", _address), ("key_eps", _double), ("norm_eps", _double), ("heads", _int), ("size", _int),
+        ("shares", _int), ("mixes", _int),
+    )  # fmt: skip
+
+
 class SharedExpert(ctypes.Structure):
     """The maps of an expert that every token uses, and of its output's gate, which may be missing."""
 
@@ -168,7 +203,8 @@ class Step(ctypes.Structure):
         ("more", LinearMap), ("more_from", _int), ("before", _address * 3), ("after", _address * 3),
         ("bias", _address), ("kalman", Filter), ("delta", MemoryRule), ("gla", GLARule), ("mlstm", MLSTMRule),
         ("mamba2", Mamba2Rule), ("conv", Convolution), ("experts", ExpertRule), ("signals", _address),
-        ("in_order", _int),
+        ("in_order", _int), ("maps", ctypes.POINTER(LinearMap)), ("room", _int), ("most", _int),
+        ("mamba", MambaRule), ("kda", KDARule), ("rg_lru", RGLRURule), ("rwkv7", RWKV7Rule),
     )  # fmt: skip
 
 
@@ -190,12 +226,12 @@ def decode(
     shared: Tensor | None = None,
 ) -> None:
     """Runs `steps` on x float32 [B, D], in place. adapters: the number of each row's adapter, -1 for none; rank: the
-    largest of theirs. threads: how many, 0 for torch's number; the numbers are the same. shared: float32 [2, B, D] for
-    the calls of a pass, where learners side by side are in several of them."""
+    largest of theirs. threads: how many, 0 for torch's number; the numbers are the same. shared: float32 [3, B, D] for
+    the calls of a pass, where learners that share something are in several of them."""
     if len(adapters) != len(x):
         raise ValueError(f"the pass has {len(adapters)} rows with adapters, and {len(x)} rows")
-    features = max(step.input.outputs + max(step.more.outputs, step.experts.room) for step in steps)
-    inner = max(step.experts.room or max(step.output.inputs, step.more.inputs) for step in steps)
+    features = max(step.input.outputs + max(step.more.outputs, step.experts.room, step.room) for step in steps)
+    inner = max(step.experts.room or max(step.output.inputs, step.more.inputs, step.most) for step in steps)
     native = library(SOURCE)
     native.decode.restype = _int
     rows = (_int * len(adapters))(*adapters)

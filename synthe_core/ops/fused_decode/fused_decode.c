@@ -13,12 +13,16 @@
 #include "../native_attention/attend.h"
 #include "activate.h"
 #include "experts.h"
+#include "kda.h"
 #include "linear_memory.h"
+#include "mamba.h"
 #include "maps.h"
 #include "recurrent.h"
 #include "residual.h"
+#include "rg_lru.h"
+#include "rwkv7.h"
 
-enum { ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV, EXPERTS };
+enum { ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV, EXPERTS, MAMBA, KDA, RG_LRU, RWKV7 };
 
 typedef struct {
     int64_t kind;
@@ -50,6 +54,13 @@ typedef struct {
     expert_rule experts;  // `more` and `out` are the matrices of all experts, `in` is the router
     float *signals;    // of kalman: [rows, 2]
     int64_t in_order;  // whether a row of a recurrent learner reads the state after the row before it
+    // of learners with maps between others:
+    const linear *maps;
+    int64_t room, most;  // room: numbers a row for their outputs; most: inputs of one of them
+    mamba_rule mamba;
+    kda_rule kda;
+    rg_lru_rule rg_lru;
+    rwkv7_rule rwkv7;
 } step;
 
 // A head's norm, and the rotation of pairs (i, i + turned / 2).
@@ -144,6 +155,9 @@ static void recurrent_row(const step *s, int64_t r, float *own, float *more, flo
     } else if (s->kind == GATED_CONV) {
         int64_t inputs = (s->conv.taps - 1) * n;
         gated_conv_row(&s->conv, own, n, BEFORE(0, inputs), AFTER(0, inputs), o);
+    } else if (s->kind == RG_LRU) {
+        int64_t inputs = (s->rg_lru.conv.taps - 1) * n;
+        rg_lru_row(&s->rg_lru, r, own, more, BEFORE(0, n), BEFORE(1, inputs), AFTER(0, n), AFTER(1, inputs), o);
     } else {
         const mamba2_rule *rule = &s->mamba2;
         int64_t memory = n * rule->size, inputs = (rule->conv.taps - 1) * (n + 2 * rule->groups * rule->size);
@@ -169,13 +183,37 @@ static void apply_more(const step *s, const float *x, int64_t rows, const int64_
     apply(&s->more, x, rows, adapters, own->features + rows * s->in.outputs, own);
 }
 
+// What a step's learner makes of `read`, before its last map: in `inner`.
+static void learn(const step *s, const float *read, int64_t rows, int64_t width, const int64_t *adapters, float *scores,
+                  scratch *own) {
+    float *room = own->features + rows * s->in.outputs;
+    int in_order = (int)s->in_order;
+    if (s->kind == RWKV7) {
+        rwkv7(&s->rwkv7, &s->in, s->maps, read, rows, width, adapters, s->before, s->after, in_order, own->features,
+              own->values, own->inner, own);
+        return;
+    }
+    apply(&s->in, read, rows, adapters, own->features, own);
+    if (s->more.outputs && s->kind != EXPERTS) apply_more(s, read, rows, adapters, own);
+    if (s->kind == EXPERTS)
+        experts(&s->experts, &s->more, &s->out, read, own->features, rows, adapters, room, own->y, own);
+    else if (s->kind == ATTENTION) attention(s, rows, own->features, own->inner, scores);
+    else if (s->kind == MLP) mlp(s, own->features, rows, own->inner);
+    else if (s->kind == MAMBA)
+        mamba(&s->mamba, s->maps, own->features, rows, adapters, s->before, s->after, in_order, room, own->inner, own);
+    else if (s->kind == KDA)
+        kda(&s->kda, s->maps, own->features, s->in.outputs, rows, adapters, s->before, s->after, in_order, room,
+            own->inner, own);
+    else recurrent(s, rows, own->features, own->inner);
+}
+
 static int64_t run_steps(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
                          int64_t features, int64_t inner, int64_t rank, float *shared) {
     int64_t most = inner > width ? inner : width, blocks = (most + BLOCK - 1) / BLOCK, scores = 1;
     for (int64_t i = 0; i < count; i++)
         if (steps[i].kind == ATTENTION && steps[i].groups * (steps[i].past + 1) > scores)
             scores = steps[i].groups * (steps[i].past + 1);
-    int64_t floats = 3 * width + features + inner + width + scores + 4 * blocks + rank;
+    int64_t floats = 3 * width + features + inner + 2 * width + scores + 4 * blocks + rank;
     float *memory = malloc((size_t)(rows * floats) * sizeof(float) + (size_t)(rows * blocks * BLOCK));
     if (!memory) return 1;
     scratch own;
@@ -185,8 +223,9 @@ static int64_t run_steps(const step *steps, int64_t count, float *x, const int64
     own.y = own.inner + rows * inner;
     own.stream = own.y + rows * width;
     own.scaled = own.stream + rows * width;
-    if (shared) own.normed = shared, own.stream = shared + rows * width;
-    float *room = own.scaled + rows * width;
+    own.values = own.scaled + rows * width;
+    float *room = own.values + rows * width;
+    if (shared) own.normed = shared, own.stream = shared + rows * width, own.values = own.stream + rows * width;
     own.scales = room + rows * scores;
     own.sums = own.scales + rows * blocks;
     own.counts = (int32_t *)(own.sums + rows * blocks);
@@ -196,18 +235,8 @@ static int64_t run_steps(const step *steps, int64_t count, float *x, const int64
     for (int64_t i = 0; i < count; i++) {
         const step *s = steps + i;
         const float *read = read_stream(&s->residual, x, own.stream, rows, width, own.normed, own.scaled);
-        apply(&s->in, read, rows, adapters, own.features, &own);
-        if (s->kind == EXPERTS) {
-            float *room = own.features + rows * s->in.outputs;
-            experts(&s->experts, &s->more, &s->out, read, own.features, rows, adapters, room, own.y, &own);
-            add_to_stream(&s->residual, own.normed, own.y, rows, width, x);
-            continue;
-        }
-        if (s->more.outputs) apply_more(s, read, rows, adapters, &own);
-        if (s->kind == ATTENTION) attention(s, rows, own.features, own.inner, room);
-        else if (s->kind == MLP) mlp(s, own.features, rows, own.inner);
-        else recurrent(s, rows, own.features, own.inner);
-        apply(&s->out, own.inner, rows, adapters, own.y, &own);
+        learn(s, read, rows, width, adapters, room, &own);
+        if (s->kind != EXPERTS) apply(&s->out, own.inner, rows, adapters, own.y, &own);
         add_to_stream(&s->residual, own.normed, own.y, rows, width, x);
     }
     free(memory);
@@ -215,8 +244,8 @@ static int64_t run_steps(const step *steps, int64_t count, float *x, const int64
 }
 
 // x [rows, width] in place. features, inner, rank: the most outputs and inputs of a step's maps, and of their changes.
-// threads: how many; 0: as many as the caller has. Numbers do not depend on it. shared [2, rows, width]: what learners
-// side by side read, for calls of some steps each; NULL: all such steps are in this call. Returns 0, or 1 if there is no
+// threads: how many; 0: as many as the caller has. Numbers do not depend on it. shared [3, rows, width]: what learners
+// side by side read and share, for calls of some steps each; NULL: all such steps are in this call. Returns 0, or 1 if there is no
 // memory.
 int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
                int64_t features, int64_t inner, int64_t rank, int64_t threads, float *shared) {

@@ -22,6 +22,7 @@ typedef struct {
 
 typedef struct {
     float *normed, *features, *inner, *y, *stream, *scaled;
+    float *values;  // of a learner that shares them with later ones
     int8_t *codes;
     float *scales, *sums, *narrow;
     int32_t *counts;
