@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from synthe_core.layers import LAYERS, build, parse
 from synthe_core.layers.learner import Learner, Pass
@@ -57,12 +57,17 @@ def solution(matrix: Any, *arguments: Any, out_shape: Any = None, **options: Any
     return round(torch.Size(matrix[:-2]).numel() * 2 * matrix[-1] ** 3 / 3)
 
 
+def attention(query: Any, key: Any, value: Any, *arguments: Any, out_shape: Any = None, **options: Any) -> int:
+    """Torch's count for its attention on a CPU, which it has no formula of."""
+    return int(sdpa_flop_count(query, key, value))
+
+
 def everything() -> FlopCounterMode:
     """torch's counter of matrix products, which counts linear equations and what is done number by number as well."""
     names = [name + place for name in ARITHMETIC for place in ("", "_")]
     names = [name for name in names if hasattr(torch.ops.aten, name)]
     mapping = {getattr(torch.ops.aten, name): one_each for name in names}
-    mapping[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = sdpa_flop
+    mapping[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = attention
     return FlopCounterMode(display=False, custom_mapping=mapping | {torch.ops.aten._linalg_solve_ex: solution})
 
 
