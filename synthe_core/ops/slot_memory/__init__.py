@@ -1,6 +1,6 @@
-"""A bank of slots that is read sparsely and written by novelty, and its chunked kernel."""
+"""A bank of slots that is read sparsely and written by novelty, and its kernels."""
 
-from synthe_core.ops.slot_memory import chunked, triton
+from synthe_core.ops.slot_memory import chunked, native, triton
 from synthe_core.ops.slot_memory.reference import Policy, SlotOutput, slot_memory
 
-__all__ = ["Policy", "SlotOutput", "chunked", "slot_memory", "triton"]
+__all__ = ["Policy", "SlotOutput", "chunked", "native", "slot_memory", "triton"]
