@@ -190,13 +190,15 @@ class Slots(Learner[SlotsState]):
         ctx.emit("ages", output.ages)
 
     def flops(self, time: int) -> float:
-        """The matrices; per token 2 K H J for the slots to read and as many for novelty, the reads and the writes;
-        all of it for whole frames of `chunk` tokens from the first, of which the last may be partly empty."""
+        """The matrices; per token 2 K H J for the slots to read and as many for novelty, 2 K H for each earlier token
+        of its tick, the contents read, 4 J for the ages, 4 J a tick for the use of slots, and 3 (K + V) H for a write
+        that refines: at most, as fewer tokens may write."""
         config = self.config
         linear = sum(matrix_size(m) for m in (self.project, self.out, self.predict) if m is not None)
         keys, record = config.heads * self.key, config.heads * (self.key + self.value)
-        frames = (time - 1) // config.chunk + 1
-        padding = 1 if time == 1 else frames * config.chunk / time
-        find = 4 * keys * config.slots + 2 * keys * config.chunk
-        write = 2 * config.chunk * (record + config.chunk)
-        return 2.0 * linear + padding * (find + 2 * config.reads * record + write)
+        ticks, rest = divmod(time, config.chunk)
+        earlier = (ticks * config.chunk * (config.chunk - 1) + rest * (rest - 1)) / 2  # pairs of tokens
+        written = ticks * (config.chunk * 3 * record + 4 * config.slots) / time
+        find = 4 * keys * config.slots + 2 * keys * earlier / time
+        read = 2 * config.reads * config.heads * self.value + 4 * config.slots
+        return 2.0 * linear + find + read + written

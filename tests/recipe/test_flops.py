@@ -116,7 +116,8 @@ CASES: dict[str, dict[str, Any]] = {name: {"type": name} for name in LAYERS} | {
     "attention, gate": {"type": "attention", "gate": True},
 }
 UNCOUNTED = ("spectral", "slots")
-"""Stated by the kernel that runs, not by the definition: FFTs, which torch does not count; whole frames of tokens."""
+"""FFTs, which torch does not count; writes to a bank, whose definition in torch goes over all of it (counted one by one
+in tests/layers/test_slots_operations.py)."""
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in UNCOUNTED])
