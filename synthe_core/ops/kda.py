@@ -16,7 +16,8 @@ from synthe_core.ops.generalized_delta_rule.chunked import chunked as chunked_ru
 from synthe_core.ops.generalized_delta_rule.chunked import refusal as chunk_refusal
 from synthe_core.ops.generalized_delta_rule.native import compiled_rule
 from synthe_core.ops.generalized_delta_rule.native import refusal as native_refusal
-from synthe_core.ops.triton_memory import RANK, triton_memory
+from synthe_core.ops.triton_beta_memory import triton_beta_memory
+from synthe_core.ops.triton_memory import RANK
 from synthe_core.ops.triton_memory import refusal as triton_refusal
 
 
@@ -67,9 +68,8 @@ fla.refuses(fla_refusal)
 def triton(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Triton: token by token in float32, as the generalised delta rule."""
-    strong = beta[..., None] * k
-    return triton_memory(q, strong, v, log_decay.exp() * k, -strong, log_decay, state)
+    """Triton: token by token in float32, as the delta rule."""
+    return triton_beta_memory(q, k, v, beta, log_decay, state, overwrite=True)
 
 
 triton.refuses(triton_refusal)

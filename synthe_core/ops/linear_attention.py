@@ -17,7 +17,8 @@ from synthe_core.ops.delta_rule.native import refusal as native_refusal
 from synthe_core.ops.delta_rule.reference import per_value_head
 from synthe_core.ops.dispatch import op, require_float
 from synthe_core.ops.eager import eager
-from synthe_core.ops.triton_memory import RANK, every_channel, triton_memory
+from synthe_core.ops.triton_beta_memory import triton_beta_memory
+from synthe_core.ops.triton_memory import RANK
 from synthe_core.ops.triton_memory import refusal as triton_refusal
 
 
@@ -71,8 +72,7 @@ def triton(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Triton: token by token in float32, the memory in registers."""
-    q, k = per_value_head(q, v), per_value_head(k, v)
-    return triton_memory(q, k, beta[..., None] * v, None, None, every_channel(log_decay, k), state)
+    return triton_beta_memory(per_value_head(q, v), per_value_head(k, v), v, beta, log_decay, state, overwrite=False)
 
 
 triton.refuses(triton_refusal)

@@ -1,7 +1,7 @@
 """Matrix memories in Triton, in float32: what serves where flash-linear-attention would round to bfloat16.
 
-One kernel each way for the delta rule, linear attention, Kimi's delta attention and the generalised delta rule. Tokens
-come one after the other, so it is slower a token than products of chunks; its launches do not grow with the length.
+One kernel each way for the generalised delta rule. Tokens come one after the other, so it is slower a token than
+products of chunks; its launches do not grow with the length.
 """
 
 from __future__ import annotations
@@ -43,11 +43,6 @@ def refusal(hardware: Hardware, call: Call) -> str | None:
     if key > MAX_KEY:
         return f"takes keys of up to {MAX_KEY} numbers, not {key}"
     return triton_refusal(hardware, call) or mixed_types(call)
-
-
-def every_channel(log_decay: Tensor | None, k: Tensor) -> Tensor | None:
-    """A decay for each head [B, T, H] as one for each key channel."""
-    return None if log_decay is None else log_decay[..., None].expand(k.shape)
 
 
 class _Memory(torch.autograd.Function):

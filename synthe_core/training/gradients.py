@@ -13,6 +13,7 @@ from synthe_core.data.stream import Batch
 from synthe_core.evaluation.accumulators import WeightedMeans, add_means
 from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import Loss, Mean, ModelState
+from synthe_core.ops.mixed_linear import cast_once
 from synthe_core.state import detach, join, map_leaves
 from synthe_core.training.distributed.engine import Engine
 from synthe_core.training.distributed.sequence import own_tokens
@@ -75,17 +76,19 @@ def accumulate_gradients(
     count, tokens = engine.totals(objective.count(batch), batch.tokens)
     passes = _Passes(objective, engine, settings, count)
     states: list[ModelState] = []
-    for number, part in enumerate(parts, start=1):
-        passes.add(part, None, last=number == len(parts))
-    starts = list(range(0, batch.inputs.shape[0], settings.micro_batch)) if carry else []
-    for first in starts:
-        rows = slice(first, first + settings.micro_batch)
-        current = None if state is None else map_leaves(lambda leaf, rows=rows: leaf[rows], state)
-        cut = list(pieces(batch.select(rows), sequence))
-        for number, piece in enumerate(cut, start=1):
-            current = passes.add(piece, current, last=first == starts[-1] and number == len(cut))
-        if current is not None:
-            states.append(current)
+    casts = [] if engine.sharded or settings.context.precision != "bfloat16" else list(model.parameters())
+    with cast_once(casts, torch.bfloat16):
+        for number, part in enumerate(parts, start=1):
+            passes.add(part, None, last=number == len(parts))
+        starts = list(range(0, batch.inputs.shape[0], settings.micro_batch)) if carry else []
+        for first in starts:
+            rows = slice(first, first + settings.micro_batch)
+            current = None if state is None else map_leaves(lambda leaf, rows=rows: leaf[rows], state)
+            cut = list(pieces(batch.select(rows), sequence))
+            for number, piece in enumerate(cut, start=1):
+                current = passes.add(piece, current, last=first == starts[-1] and number == len(cut))
+            if current is not None:
+                states.append(current)
     after = None if not states else states[0] if len(states) == 1 else join(states)
     return passes.loss(tokens, after)
 

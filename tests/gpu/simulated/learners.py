@@ -18,6 +18,7 @@ import torch
 from synthe_core.layers import LAYERS
 from synthe_core.model.classifier import build_model
 from synthe_core.model.spec import ModelSpec
+from synthe_core.ops.mixed_linear import cast_once
 from tests.gpu.learner_settings import SETTINGS
 from tests.gpu.simulated.counts import counting
 from tests.gpu.simulated.tensor import on_device, simulated, to_device
@@ -39,7 +40,7 @@ def train(model: Any, time: int) -> tuple[int, int]:
     model.zero_grad(set_to_none=True)  # a gradient that exists is added to, a launch a parameter
     with on_device():
         tokens = simulated(torch.randint(VOCAB, (1, time)))
-        with counting() as counts:
+        with counting() as counts, cast_once(model.parameters(), torch.bfloat16):
             with torch.autocast("cuda", torch.bfloat16):
                 loss, _ = model.loss(tokens, tokens)
                 objective = loss.objective

@@ -18,6 +18,7 @@ import torch
 
 from synthe_core.layers.learner import apply_buffer_updates
 from synthe_core.model.classifier import Classifier, build_model
+from synthe_core.ops.mixed_linear import cast_once
 from synthe_core.recipe.schema import Recipe
 from tests.gpu.simulated.counts import Counts, counting
 from tests.gpu.simulated.tensor import on_device, simulated, to_device
@@ -52,7 +53,7 @@ def _train(model: Any, time: int) -> dict[str, Any]:
         labels[:, -1] = 0
         targets = simulated(labels)
     for _ in range(2):
-        with counting() as counts:
+        with counting() as counts, cast_once(model.parameters(), torch.bfloat16):
             with torch.autocast("cuda", torch.bfloat16):
                 loss, _state = model.loss(tokens, targets)
                 objective = loss.objective
