@@ -136,9 +136,9 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="FORMAT",
-        help="Format of the matrices in memory, on CPUs: float32, bfloat16, as_stored, int8, int4 or int4_asymmetric. "
-        "Quantised ones are multiplied by integers. auto: as the file has them if it is quantised or has 16 bits, else "
-        "float32.",
+        help="Format of the matrices in memory: float32, bfloat16, as_stored, int8, int4 or int4_asymmetric (on CPUs). "
+        "CPUs multiply quantised ones by integers; CUDA multiplies float32 without TF32, and 16 bits in 16 bits. "
+        "auto: as the file has them if it is quantised or has 16 bits, else float32.",
         autocompletion=complete_weights,
     ),
 ]

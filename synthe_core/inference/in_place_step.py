@@ -26,7 +26,7 @@ from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.ops import decode_step
 from synthe_core.ops.decode_step import DeltaWeights, MapWeights
 from synthe_core.ops.triton_launch import interpreted
-from synthe_core.quantization.matrix import CodedMatrix
+from synthe_core.quantization.matrix import CodedMatrix, FloatMatrix
 
 LearnerStep = Callable[[Tensor, Any, Pass], None]
 """Adds a learner to the stream x [B, D], and changes its state, both in place."""
@@ -99,6 +99,8 @@ def map_weights(map: nn.Module) -> MapWeights | None:
         own, form = map.matrix, map.matrix.form
         codes, scale = own.get_buffer("codes"), own.get_buffer("scale")
         return MapWeights(codes, scale, map.bias, *own.shape, form.group, form.bits)
+    if type(map) is QuantizedLinear and isinstance(map.matrix, FloatMatrix) and map.matrix.values.stride(-1) == 1:
+        return MapWeights(map.matrix.values, None, map.bias, *map.matrix.shape)
     if type(map) not in (Linear, nn.Linear):
         return None
     assert isinstance(map, nn.Linear)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from torch import nn
 
 from synthe_core.errors import InputError, unknown
+from synthe_core.hardware.probe import probe
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.ops.packed_linear import unavailable
-from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix
+from synthe_core.quantization.matrix import CodedMatrix, FloatMatrix, QuantizedMatrix
 from synthe_core.quantization.packed import HALVES, PackedMatrix, has_products, is_packable
 from synthe_core.quantization.quantize import AS_STORED, BFLOAT16
 from synthe_core.storage.checkpoint import Checkpoint
@@ -20,6 +21,9 @@ from synthe_core.units import format_size
 FLOAT32 = "float32"
 MADE = (BFLOAT16, "int8", "int4", "int4_asymmetric")
 WEIGHTS = ("auto", FLOAT32, AS_STORED, *MADE)
+CODED = ("int8", "int4")
+ON_CUDA = ("auto", FLOAT32, AS_STORED, BFLOAT16, *CODED)
+"""The formats with products of their own on CUDA; elsewhere all of WEIGHTS have them."""
 CHOSEN = "as --weights says"
 FIRST = ("blocks.0.", "embedding.", "head.")
 
@@ -45,9 +49,9 @@ def choose_weights(wanted: str, checkpoint: Checkpoint, device: str) -> WeightsC
     if isinstance(checkpoint.recipe.model, PublishedSpec):
         missing: str | None = "transformers runs this model, with floats"
     else:
-        missing = unavailable(device)
+        missing = _missing_products(wanted, device)
     if wanted == "auto":
-        if missing is not None or not _has_products(checkpoint):
+        if missing is not None or not _has_products(checkpoint, device):
             return WeightsChoice(None, missing or "the file has no matrices that are multiplied as they are")
         return WeightsChoice(AS_STORED, "as the file has them")
     if missing is not None:
@@ -55,14 +59,27 @@ def choose_weights(wanted: str, checkpoint: Checkpoint, device: str) -> WeightsC
     return WeightsChoice(wanted, CHOSEN)
 
 
-def _has_products(checkpoint: Checkpoint) -> bool:
+def _missing_products(wanted: str, device: str) -> str | None:
+    """Why matrices of a format are not multiplied as they are on a type of device, or None. On CUDA: floats of 16 bits
+    by torch, codes with a scale a group by a Triton kernel."""
+    if device != "cuda":
+        return unavailable(device)
+    if wanted not in ON_CUDA:
+        return f"on CUDA the formats are {', '.join(each for each in ON_CUDA if each != 'auto')}"
+    if wanted in CODED and "triton" not in probe().libraries:
+        return "on CUDA codes are multiplied by a Triton kernel, and triton is not installed"
+    return None
+
+
+def _has_products(checkpoint: Checkpoint, device: str) -> bool:
     """Whether a matrix of the first block, of the embedding or of the head can be multiplied in the format that it
     has."""
+    coded = device != "cuda" or "triton" in probe().libraries
     tensors = checkpoint.tensors
     find: Callable[[str], QuantizedMatrix | None] = getattr(tensors, "quantized", lambda name: None)
     for name in (name for name in tensors if name.startswith(FIRST)):
         if (matrix := find(name)) is not None:
-            if is_packable(matrix) or has_products(matrix):
+            if coded and (has_products(matrix, device) or (device != "cuda" and is_packable(matrix))):
                 return True
         elif (tensor := tensors[name]).dim() == 2 and tensor.dtype in HALVES:
             return True
@@ -73,7 +90,7 @@ def describe_weights(model: nn.Module) -> str:
     """The formats and the size of a model's matrices that are not in float32, and the size of its floats."""
     sizes: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, PackedMatrix | FloatMatrix):
+        if isinstance(module, CodedMatrix | PackedMatrix | FloatMatrix):
             sizes[module.format] += module.nbytes
     formats = " and ".join(name for name, _ in sizes.most_common())
     floats = sum(parameter.nbytes for parameter in model.parameters())

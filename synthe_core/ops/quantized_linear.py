@@ -3,7 +3,8 @@
     y = x W^T        dL/dx = dL/dy W, for which W is dequantised once more
 
 Memory beside x and y: `matrix.CHUNK` numbers. Cost: dequantising W in each direction. Dettmers et al. 2023.
-On CUDA, int8 and int4 weights become numbers in the registers of one kernel (`triton_quantized`).
+On CUDA, int8 and int4 weights become numbers in the registers of one kernel (`triton_quantized`). There a matrix of
+16-bit floats is multiplied in 16 bits: x is rounded to them, and sums are float32.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.linear import linear
 from synthe_core.ops.packed_linear import packed_linear
 from synthe_core.ops.triton_quantized import serves, triton_product
-from synthe_core.quantization.matrix import CodedMatrix, QuantizedMatrix
-from synthe_core.quantization.packed import has_products
+from synthe_core.quantization.matrix import CodedMatrix, FloatMatrix, QuantizedMatrix
+from synthe_core.quantization.packed import HALVES, has_products
 from synthe_core.quantization.sliced import SlicedMatrix
 
 
@@ -35,7 +36,7 @@ def quantized_linear(
     needs_gradient = torch.is_grad_enabled() and x.requires_grad
     if isinstance(matrix, SlicedMatrix) and not needs_gradient:
         y = torch.cat(matrix.of_slices(lambda each, rows: quantized_linear(x, each, None, rows, dtype), outputs), -1)
-    elif has_products(matrix) and not needs_gradient:
+    elif x.device.type == "cpu" and has_products(matrix) and not needs_gradient:
         y = packed_linear(x, matrix, outputs).to(dtype or compute_dtype(x))
     else:
         y = _Product.apply(x, matrix, outputs, dtype or compute_dtype(x), False)
@@ -64,6 +65,10 @@ def multiply(x: Tensor, matrix: QuantizedMatrix, outputs: slice | None = None, *
     """x W^T, or with `transposed` x W, of x [..., I] in its own type; `outputs`: of these rows of W. No gradient."""
     if isinstance(matrix, CodedMatrix) and serves(x, matrix):
         return triton_product(x, matrix, outputs, transposed)
+    if isinstance(matrix, FloatMatrix) and x.is_cuda and matrix.values.dtype in HALVES:
+        weight = matrix.values if outputs is None else matrix.values[outputs]
+        rows = x.to(weight.dtype)
+        return (rows @ weight if transposed else linear(rows, weight)).to(x.dtype)
     if isinstance(matrix, SlicedMatrix) and not transposed:
         return torch.cat(matrix.of_slices(lambda each, rows: multiply(x, each, rows), outputs), -1)
     parts = list(matrix.parts(outputs))

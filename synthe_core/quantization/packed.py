@@ -110,8 +110,11 @@ def is_packable(matrix: QuantizedMatrix) -> bool:
     return isinstance(matrix, GROUPED) and matrix.format not in WITHOUT
 
 
-def has_products(matrix: QuantizedMatrix) -> bool:
-    """Whether products are computed of what is in memory: all of it has that layout, or is floats of 16 bits."""
+def has_products(matrix: QuantizedMatrix, device: str = "cpu") -> bool:
+    """Whether products are computed of what is in memory: all of it has that layout, or is floats of 16 bits. On CUDA:
+    whether it is floats of 16 bits, or codes of 8 or 4 with a scale a group, as they are stored."""
+    if device == "cuda":
+        return isinstance(matrix, CodedMatrix) or (isinstance(matrix, FloatMatrix) and matrix.values.dtype in HALVES)
     if isinstance(matrix, StackedMatrix):
         return all(map(has_products, matrix.each))
     return isinstance(matrix, PackedMatrix) or (isinstance(matrix, FloatMatrix) and matrix.values.dtype in HALVES)

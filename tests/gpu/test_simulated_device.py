@@ -87,6 +87,18 @@ def test_small_recipes_run_on_the_device() -> None:
     check(simulated("tests.gpu.simulated.recipes", "--set", "model.blocks=2", *SMALL))
 
 
+def test_a_matrix_is_cast_once_and_its_gradient_is_not_rounded() -> None:
+    (errors,) = simulated("tests.gpu.simulated.mixed_linear")
+    assert errors["casts of matrices"] == 1
+    assert errors["weight"] < 1e-6 and errors["bias"] < 1e-6 and errors["input"] < 4e-3  # the input's is bfloat16
+
+
+def test_weights_of_16_bits_are_multiplied_as_they_are() -> None:
+    (result,) = simulated("tests.gpu.simulated.weights")
+    assert 0 < result["error"] < 3e-2 and result["waits"] == 0
+    assert result["summary"].startswith("bfloat16 weights")
+
+
 def test_a_step_waits_once() -> None:
     """Of training for the gradient's norm, of generating for the sampled tokens. Everything else is queued."""
     (steps,) = simulated("tests.gpu.simulated.steps")

@@ -207,7 +207,8 @@ def test_what_cannot_be_had(path: Path) -> None:
     with pytest.raises(InputError, match="int5") as error:
         choose_weights("int5", checkpoint, "cpu")
     assert error.value.hint is not None and "int8" in error.value.hint
-    with pytest.raises(InputError, match=r"--weights int8: .*cuda"):
-        choose_weights("int8", checkpoint, "cuda")
+    with pytest.raises(InputError, match=r"--weights int4_asymmetric: on CUDA the formats are .*int8"):
+        choose_weights("int4_asymmetric", checkpoint, "cuda")
+    assert choose_weights("bfloat16", checkpoint, "cuda").format == "bfloat16"
     with pytest.raises(InputError, match="float32"):
         load(path, "as_stored")

@@ -29,12 +29,13 @@ def load_quantized(
     format: str,
     *,
     double_quant: bool = False,
-    pack: bool = False,
+    products: str | None = None,
 ) -> None:
     """Gives `model`, built `without_storage`, the weights of `tensors`: the matrices in a format of `MEMORY_FORMATS`,
     or AS_STORED, in which case they have the numbers of the file to the last bit; everything else in float32. Embedding
-    and head have 8 bits (see `vocabulary_format`). pack: in the layout of `quantization.packed`, for products with what
-    is in memory; floats of 16 bits as they are, a matrix of which there are none (see `has_products`) in float32.
+    and head have 8 bits (see `vocabulary_format`). products: the type of device on which products are computed with
+    what is in memory. On CPUs matrices get the layout of `quantization.packed` for that, and floats of 16 bits are as
+    they are; a matrix of which there are no products (see `has_products`) is in float32.
 
     InputError names the first tensor that does not fit or is not finite; or a file without quantised matrices.
     """
@@ -47,7 +48,9 @@ def load_quantized(
             matrix = _matrix(tensors, name, source, form, double_quant)
             check_shape(name, like, tuple(matrix.shape), source)
             formats.add(matrix.format)
-            if pack and not has_products(matrix := packed(matrix)):
+            if products == "cpu":
+                matrix = packed(matrix)
+            if products is not None and not has_products(matrix, products):
                 set_tensor(model, name, matrix.dequantize())
             else:
                 set_matrix(model, matrices[name], matrix)

@@ -270,7 +270,7 @@ class Checkpoint:
         else:
             with without_storage():
                 model = build_model(self.recipe.model, self.vocab)
-            load_quantized(model, self.tensors, self.path, format, pack=True)
+            load_quantized(model, self.tensors, self.path, format, products=torch.device(device).type)
         self._finish(model)
         model.to(device=device, dtype=dtype or torch.float32)
         return model

@@ -80,7 +80,7 @@ def test_float32(name):
     compare(model_of(VARIANTS[name]), 1e-5)
 
 
-@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["int8", "int4", "bfloat16"])
 def test_codes_of_quantized_maps(format):
     model = model_of(VARIANTS["flagship"])
     for name, weight in quantizable_matrices(model).items():
