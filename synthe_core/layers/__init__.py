@@ -34,6 +34,7 @@ LAYERS = Table(
         "kda": "synthe_core.layers.kda:KDA",
         "latent_attention": "synthe_core.layers.latent_attention:LatentAttention",
         "lightning_attention": "synthe_core.layers.lightning_attention:LightningAttention",
+        "log_linear": "synthe_core.layers.log_linear:LogLinear",
         "mamba": "synthe_core.layers.mamba:Mamba",
         "mamba2": "synthe_core.layers.mamba2:Mamba2",
         "mamba3": "synthe_core.layers.mamba3:Mamba3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from synthe_core.ops.silu_gate import silu_gate
 
 EPS = 1e-5
 ENERGY_EPS = 1e-6  # added to a value's mean square, which errors are divided by
+Rule = Callable[..., Any]
 
 
 class DeltaState(NamedTuple):
@@ -139,7 +141,10 @@ class Delta(Learner[DeltaState]):
         conv = (batch, self.taps - 1, sum(self.features[:2]))
         return DeltaState(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (memory, conv)))
 
-    def forward(self, x: Tensor, state: DeltaState | None, ctx: Pass) -> tuple[Tensor, DeltaState]:
+    def forward(
+        self, x: Tensor, state: DeltaState | None, ctx: Pass, rule: Rule | None = None
+    ) -> tuple[Tensor, DeltaState]:
+        """`rule` takes the place of the operator of the memory, whose arguments it is given."""
         state = state or self.init_state(x.shape[0], device=x.device)
         projected = self.project(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -151,8 +156,7 @@ class Delta(Learner[DeltaState]):
             if self.config.clip is not None:
                 v = v * (self.config.clip / v.norm(dim=-1, keepdim=True).clamp_min(self.config.clip))
             write, log_decay = self._gates(beta.to(v.dtype), decay.to(v.dtype), ctx)
-            rule: Any = delta_rule if self.config.overwrite else linear_attention
-            rule = delta_rule_error if self.config.signals else rule
+            rule = rule or self._rule()
             inputs = self._unroll_steps(q, k, v, write, log_decay)
             o, memory, *error = rule(*inputs, state.memory)
             if self.config.signals:
@@ -161,6 +165,11 @@ class Delta(Learner[DeltaState]):
             if self.config.gate:
                 y = silu_gate(y, gate) if self.config.gate_function == "silu" else sigmoid_gate(y, gate)
         return self.out(y), DeltaState(memory, conv)
+
+    def _rule(self) -> Rule:
+        if self.config.signals:
+            return delta_rule_error
+        return delta_rule if self.config.overwrite else linear_attention
 
     def _convolve(self, qk: Tensor, v: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values after the convolution and SiLU, and the inputs that its next call needs."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -94,7 +95,10 @@ class Mamba2(Learner[MambaState]):
         conv = (batch, self.config.conv - 1, self.channels + 2 * self.shared)
         return MambaState(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (scan, conv)))
 
-    def forward(self, x: Tensor, state: MambaState | None, ctx: Pass) -> tuple[Tensor, MambaState]:
+    def forward(
+        self, x: Tensor, state: MambaState | None, ctx: Pass, rule: Callable[..., Any] = linear_attention
+    ) -> tuple[Tensor, MambaState]:
+        """`rule` may take the place of the operator of the memory, whose arguments it is given."""
         state = state or self.init_state(x.shape[0], device=x.device)
         dtype, mixed = self.state_dtype, self.channels + 2 * self.shared
         z, u, dt = self._scaled(self.in_proj(x)).split([self.channels, mixed, self.heads], dim=-1)
@@ -110,7 +114,7 @@ class Mamba2(Learner[MambaState]):
             ctx.emit("delta", delta)
             if ctx.trace is not None:
                 ctx.emit("decay", log_decay.exp())
-            y, scan = linear_attention(self._to_heads(C), self._to_heads(B), u, delta, log_decay, state.scan)
+            y, scan = rule(self._to_heads(C), self._to_heads(B), u, delta, log_decay, state.scan)
             y = torch.addcmul(y, self.D.to(dtype)[:, None], u)
             y = self._gated(y.flatten(2), z)
         return self.out_proj(y), MambaState(scan, conv)

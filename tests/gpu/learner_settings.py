@@ -18,6 +18,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kda": {"heads": 2},
     "latent_attention": {"heads": 2, "rank": 24},
     "lightning_attention": {"heads": 2},
+    "log_linear": {"over": {"type": "delta", "heads": 2}, "levels": 8},
     "mesa": {"heads": 2},
     "mlstm": {"heads": 2},
     "multiscale_memory": {

@@ -136,6 +136,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "rank": 10, "rope_size": 0, "window": 1},
     ],
     "lightning_attention": [{"heads": 4}, {"heads": 3, "head_size": 5, "decay_scale": 0.2}],
+    "log_linear": [
+        {"over": {"type": "delta", "heads": 2}, "levels": 8},
+        {
+            "over": {"type": "delta", "heads": 1, "value_heads": 2, "key_size": 5, "decay": False, "conv": 0},
+            "levels": 4,
+        },
+        {"over": {"type": "mamba2", "head_size": 16, "state_size": 6}, "levels": 3},
+        {"over": {"type": "delta", "heads": 4, "overwrite": False}, "levels": 2},
+    ],
     "mamba": [
         {"state_size": 5},
         {"conv": 1, "conv_bias": False, "bias": True, "dt_rank": 3, "expand": 1},

@@ -22,6 +22,15 @@ from tests.laws.entries import CASES, CAUSAL, FIRST, WIDTH, as_built, block_of, 
 each_learner = pytest.mark.parametrize("case", CASES, ids=case_name)
 each_causal_learner = pytest.mark.parametrize("case", CAUSAL, ids=case_name)
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+BY_DEFINITION = {
+    "window_attention": None,
+    "probed_attention": None,
+    "forgetting_attention": "forgetting_attention",
+    "log_linear_attention": "log_linear",
+    "mamba3_scan": "mamba3",
+    "mesa": "mesa",
+}
+"""Operators whose kernels take more products than their definition, and the learners that use them at any settings."""
 
 
 def assert_same_state(one, other, **tolerance):
@@ -214,12 +223,11 @@ def test_it_publishes_its_declared_signals(case):
 @each_learner
 def test_flops_count_at_least_the_matrix_products_that_run(case):
     learner, x = make(case), inputs(1, 64)
-    # In blocks attention multiplies keys outside the window too, chunks of several writes a token have many products,
-    # and conjugate gradients take many:
+    # In blocks attention multiplies keys outside the window too, chunks of several writes or states a token have many
+    # products, and conjugate gradients take many:
     capped = getattr(learner.config, "logit_cap", None) is not None
-    by_definition = capped or case["type"] in ("forgetting_attention", "mamba3", "mesa")
-    ops = ("window_attention", "probed_attention", "forgetting_attention", "mamba3_scan", "mesa")
-    as_defined = use_kernels(**dict.fromkeys(ops, "reference")) if by_definition else nullcontext()
+    by_definition = capped or case["type"] in BY_DEFINITION.values()
+    as_defined = use_kernels(**dict.fromkeys(BY_DEFINITION, "reference")) if by_definition else nullcontext()
     with FlopCounterMode(display=False) as counter, torch.no_grad(), as_defined:
         run(learner, x)
     products = sum(n for name, n in counter.get_flop_counts().get("Global", {}).items() if "mm" in str(name))
