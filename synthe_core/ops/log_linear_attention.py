@@ -68,7 +68,9 @@ def log_linear_attention(
         written = beta[:, t, :, None] * k[:, t]
         if overwrite:
             recalled = torch.einsum("bhk,bhlkv->bhlv", k[:, t], state)
-            state = state - written[:, :, None, :, None] * recalled[:, :, :, None]
+            key = written[:, :, None, :, None].expand(-1, -1, len(levels), -1, -1)
+            flat = (part.flatten(0, 2) for part in (state, key, recalled[:, :, :, None]))
+            state = torch.baddbmm(*flat, alpha=-1).view_as(state)
         now = state[:, :, :1] + (written[..., None] * v[:, t, :, None])[:, :, None]
         state = torch.cat([now, state[:, :, 1:]], 2)
         read = torch.einsum("bhk,bhlkv->bhlv", q[:, t], state)
