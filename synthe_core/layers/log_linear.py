@@ -30,11 +30,11 @@ class LogLinear(Learner[DeltaState | MambaState]):
 
     x [B, T, D]. The learner `over`, `delta` or `mamba2`, makes queries, keys, values and gates of x, and whatever
     follows the reading. Its memory S is split by age: S_0 holds the present token's write and S_l those of 2^(l-1)
-    tokens, each block older and longer than the one before; decays and erasures reach all of them alike.
+    tokens, each block older and longer than the one before; decays and erasures reach all of them.
     `log_linear_attention` has the recurrence. λ = softplus(L ⊙ (W x)) >= 0 weighs the levels, per head and token, L
     initially 1: with all λ equal it is `over` itself.
 
-    Blocks begin at absolute positions. With `levels` states, blocks are told apart up to 2^(levels - 2) tokens, and the
+    Blocks begin at absolute positions. With `levels` states, blocks are distinct up to 2^(levels - 2) tokens, and the
     last holds all that is older. The state is that of `over` with `levels` memories.
 
     Source: Guo et al. 2025, "Log-linear attention".
