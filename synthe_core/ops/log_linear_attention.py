@@ -91,7 +91,7 @@ class _Places(NamedTuple):
 
     inside [B, N, C, C]: of token s from token t. since [B, N, C]: of a chunk's first token from each. to_next [B, N]:
     of it from the next chunk's first, and after the last chunk from the last token; own [B, N, C]: of each token from
-    that. entry [B]: of the token before all from the first. kept: the levels of what may be there when a chunk begins.
+    that. entry [B]: of the token before all from the first. present: the levels of what may be there when a chunk begins.
     """
 
     inside: Tensor
@@ -99,7 +99,7 @@ class _Places(NamedTuple):
     to_next: Tensor
     own: Tensor
     entry: Tensor
-    kept: range
+    present: range
 
     @classmethod
     def of(cls, positions: Tensor, size: int, levels: int) -> _Places:
@@ -180,17 +180,17 @@ def chunked(
         )
         rule = _Chunks.of(q, k, beta, log_decay, overwrite)
         inside, since = (part.repeat_interleave(heads, 0) for part in (place.inside, place.since))
-        reading = weights.gather(-1, torch.maximum(since[..., None], _tensor(place.kept, since)))  # [G, N, C, M]
+        reading = weights.gather(-1, torch.maximum(since[..., None], _tensor(place.present, since)))  # [G, N, C, M]
         queries = (reading[..., None] * rule.queries[..., None, :]).flatten(-2)
         o = (rule.coefficients * weights.gather(-1, inside)) @ v
         every, befores = range(levels), []
-        memory = _moved(_filled(state, positions[:, 0]), every, place.entry, place.kept)
+        memory = _moved(_filled(state, positions[:, 0]), every, place.entry, place.present)
         for n, ((through, written, erased), values) in enumerate(zip(rule.steps(), v.unbind(1), strict=True)):
-            targets = place.kept if n + 1 < v.shape[1] else every
+            targets = place.present if n + 1 < v.shape[1] else every
             befores.append(memory.flatten(1, 2))
             passed = through[:, None] * memory
             passed = passed if erased is None else passed - erased[:, None] @ memory
-            passed = _moved(passed.unflatten(0, (-1, heads)), place.kept, place.to_next[:, n], targets)
+            passed = _moved(passed.unflatten(0, (-1, heads)), place.present, place.to_next[:, n], targets)
             selected = (place.own[:, n, :, None] == _tensor(targets, since)).repeat_interleave(heads, 0)  # [G, C, M]
             own = (selected[..., None] * written[:, :, None]).flatten(2).mT @ values
             memory = passed + own.unflatten(1, (len(targets), -1))
