@@ -91,7 +91,7 @@ class _Places(NamedTuple):
 
     inside [B, N, C, C]: of token s from token t. since [B, N, C]: of a chunk's first token from each. to_next [B, N]:
     of it from the next chunk's first, and after the last chunk from the last token; own [B, N, C]: of each token from
-    that. entry [B]: of the token before all from the first. present: the levels of what may be there when a chunk begins.
+    that. entry [B]: of the token before all from the first. present: the levels of what may be there at its start.
     """
 
     inside: Tensor
