@@ -1,6 +1,7 @@
 """A process of a test: `python -m tests.training.distributed.worker RANK SIZE FOLDER` trains every job of FOLDER.
 
-FOLDER/jobs.json is a list of {recipe, out, init, resume, stop}, where stop is the step after which it is stopped. The
+FOLDER/jobs.json is a list of {recipe, out, init, resume, stop, traffic}, where stop is the step after which it is
+stopped, and traffic whether to count what is sent. The
 processes meet by a file in FOLDER, so no port is needed beforehand. What a job ends with, a result or an error, goes to
 FOLDER/results-RANK.json.
 """
@@ -13,6 +14,7 @@ import math
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
@@ -27,6 +29,7 @@ from synthe_core.events import Metric, Result
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training import step, train
 from synthe_core.training.distributed.ranks import SINGLE, ProcessRanks, Ranks
+from tests.training.distributed.traffic import CountedTraffic
 
 TIMEOUT = timedelta(seconds=120)
 
@@ -89,7 +92,11 @@ def main() -> None:
     ranks: Ranks = ProcessRanks() if size > 1 else SINGLE
     results = []
     for job in json.loads((folder / "jobs.json").read_text()):
-        results.append(run(job, ranks))
+        traffic = CountedTraffic() if job.get("traffic") else None
+        with traffic or nullcontext():
+            results.append(run(job, ranks))
+        if traffic is not None:
+            results[-1]["sent"] = dict(traffic.sent)
         (folder / f"results-{rank}.json").write_text(json.dumps(results))
         if "crash" in results[-1]:
             break
