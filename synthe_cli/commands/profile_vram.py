@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli import figures
+from synthe_cli.commands.profile_mesh import profile_mesh, with_mesh
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import (
     DeviceOption,
@@ -42,6 +43,7 @@ synthe profile-vram tiny --batch 8 --measure                          predicted 
 synthe profile-vram --fit 60m --gpu "RTX 4090"                        the flags that make it fit
 synthe profile-vram 60m --serve --html memory.html                    memory by context, compared with a transformer
 synthe profile-vram runs/60m --lora rank=16,quantize=nf4            QLoRA: an adapter over quantised matrices
+synthe profile-vram 1.3b --mesh replicate=1,shard=8                   one of eight processes with a shard each
 synthe profile-vram 60m --json | jq .training.peak""",
 )
 def profile_vram(
@@ -67,6 +69,12 @@ def profile_vram(
     ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with a chart of memory by context.")
+    ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            "--mesh", metavar="KEY=N,...", help="One of several processes: replicate=1,shard=4; also sequence=N."
+        ),
     ] = None,
     adapter: LoraOption = None,
     assign: SetOption = None,
@@ -96,6 +104,10 @@ def profile_vram(
     loaded = load_recipe(path, overrides(None, [*changes, *(assign or [])]))
     base = None if loaded.train.lora is None or path.suffix in (".yaml", ".yml") else Checkpoint.open(path)
     machine = probe()
+    if mesh:
+        _check_mesh(serve, fits, html, loaded, path)
+        profile_mesh(with_mesh(loaded, mesh), machine, batch, measure, as_json)
+        return
     room = _room(gpu, machine, loaded)
     if fits:
         _fit(loaded, machine, room, gpu, measure, as_json, base)
@@ -121,6 +133,14 @@ def profile_vram(
         _draw(html, loaded, footprints, batch or 1)
         if not as_json:
             print(html)
+
+
+def _check_mesh(serve: bool, fits: bool, html: Path | None, recipe: Recipe, path: Path) -> None:
+    for name, given in (("--serve", serve), ("--fit", fits), ("--html", html is not None)):
+        if given:
+            raise InputError(f"--mesh is of training, and {name} is not", f"leave out {name} or --mesh")
+    if recipe.train.lora is not None or path.suffix not in (".yaml", ".yml"):
+        raise InputError("--mesh estimates recipes of whole models", "leave out --lora, and name a recipe")
 
 
 def _room(gpu: str | None, machine: Hardware, recipe: Recipe) -> int:

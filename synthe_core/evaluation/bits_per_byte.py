@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,28 @@ class TextScore:
         self.tokens += tokens
         self._measures.add(loss.measures, tokens)
         self._flops.add(tokens, flops, loss.skipped)
+
+    def sums(self) -> dict[str, Any]:
+        """All that `values` reads, in plain numbers."""
+        means = {name: (float(total), weight) for name, (total, weight) in self._measures.sums().items()}
+        counts = {"rows": self.rows, "tokens": self.tokens, "bytes": self._bytes}
+        return counts | {"nats": list(map(float, self._nats)), "measures": means, "flops": self._flops.sums()}
+
+    @staticmethod
+    def joined(parts: Iterable[Mapping[str, Any]]) -> TextScore:
+        """The score of all windows of which others have read some each. The sum of nats is exact in any order."""
+        score = TextScore()
+        for part in parts:
+            score.rows += part["rows"]
+            score.tokens += part["tokens"]
+            score._bytes += part["bytes"]
+            score._nats += map(torch.tensor, part["nats"])
+            for name, (total, weight) in part["measures"].items():
+                score._measures.add({name: torch.tensor(total / max(weight, 1e-9))}, weight)
+            flops = part["flops"]
+            if flops["tokens"]:
+                score._flops.add(int(flops["tokens"]), flops["dense"] / flops["tokens"], flops["skipped"])
+        return score
 
     @property
     def bits_per_byte(self) -> float:

@@ -38,6 +38,7 @@ from synthe_core.training.distributed.agreement import from_rank_0, in_turns
 from synthe_core.training.distributed.mesh import Mesh
 from synthe_core.training.distributed.ranks import SINGLE, Ranks
 from synthe_core.training.distributed.sequence import mesh_for
+from synthe_core.training.distributed.stragglers import clocks_apart
 from synthe_core.training.example_data import open_example_data
 from synthe_core.training.initial_state import Setting, initial_state
 from synthe_core.training.loggers import require
@@ -114,7 +115,7 @@ def train(
             yield Notice(f"{path} has no checkpoint yet: training starts from the beginning")
             run.rewind(-1)
         _describe(run, recipe, data, state)
-        yield _summary(state, hardware, mesh)
+        yield from _summary(state, hardware, mesh)
         if checkpoint is None or checkpoint.training_state()["device"] != settings.device.type:
             yield from _tune(state, recipe, hardware)
         _limit_micro_batch(state, run)
@@ -159,13 +160,15 @@ def _run_folder(path: Path, ranks: Ranks) -> RunFolder:
     return run or RankFolder(path, ranks.rank)
 
 
-def _summary(state: TrainState, hardware: Hardware, mesh: Mesh) -> Notice:
-    """How many parameters are trained, on what, and by how many processes."""
+def _summary(state: TrainState, hardware: Hardware, mesh: Mesh) -> Iterator[Event]:
+    """How many parameters are trained, on what, and by how many processes; and whether their clocks are apart."""
+    if (apart := clocks_apart(state.engine.ranks)) is not None:
+        yield Notice(apart, "warning")
     total, trained = state.model.parameter_count(), sum(p.numel() for p in state.optimizer.parameters)
     adapter = "" if state.base is None else f", of which {trained:,}, the adapter's, are trained,"
     kind = state.settings.device.type
     processor = hardware.gpu.name if hardware.gpu and kind == "cuda" else hardware.processor
-    return Notice(f"{total:,} parameters{adapter} on {kind} ({processor}){mesh.describe()}")
+    yield Notice(f"{total:,} parameters{adapter} on {kind} ({processor}){mesh.describe()}")
 
 
 def _tune(state: TrainState, recipe: Recipe, hardware: Hardware) -> Iterator[Event]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from threading import Event as Stop
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,9 +21,12 @@ from synthe_core.storage.run_folder import RunFolder
 from synthe_core.training.checkpointing import begin_checkpoint, evaluation_weights, save_checkpoint, weights_are_finite
 from synthe_core.training.data import TrainingData
 from synthe_core.training.distributed.saving import ShardWriter
+from synthe_core.training.distributed.stragglers import Stragglers
 from synthe_core.training.loggers import open_loggers
 from synthe_core.training.meter import Meter
+from synthe_core.training.objectives.objective import Score
 from synthe_core.training.sample import write_sample
+from synthe_core.training.shared_validation import shared_scores
 from synthe_core.training.stages import Phase, describe, frozen_in, phase_at
 from synthe_core.training.state import TrainState
 from synthe_core.training.step import MicroBatchOutOfMemory, StepResult, train_step
@@ -59,6 +62,7 @@ class Trainer:
         self.phase: Phase | None = None
         self.step_seconds = 0.0
         self.skipped_in_a_row = 0
+        self.stragglers = Stragglers()
         self._batch: Batch | None = None
         self.flops: dict[int, float] = {}  # per token, by the length of sequences
 
@@ -139,10 +143,21 @@ class Trainer:
         if state.step % self.spec.log_every == 0 or state.step == 1 or log:
             self._logged = now
             rates = {"lr": self.spec.lr * result.learning_rate, "grad_norm": result.grad_norm}
-            yield self._metric("train", self.meter.read() | rates)
+            work, slow = self._work()
+            yield self._metric("train", self.meter.read() | rates | work)
+            if slow is not None:
+                yield Notice(f"step {state.step}: {slow}", "warning")
         if now - self._shown > PROGRESS_SECONDS:
             self._shown = now
             yield self._progress()
+
+    def _work(self) -> tuple[dict[str, float], str | None]:
+        """How much of its own each process has done since the last log, and a sentence about one that is slow."""
+        mine = self.state.engine.work.take()
+        if self.ranks.size == 1:
+            return {}, None
+        figures, slow = self.stragglers.add([each[0] for each in self.ranks.numbers(mine)])
+        return {"work_seconds": mine, **figures}, slow
 
     def _step_within_memory(self, batch: Batch) -> Generator[Event, None, StepResult]:
         """A step; when memory runs out, again with micro-batches half as large."""
@@ -172,7 +187,8 @@ class Trainer:
     def _read_next_batch(self) -> None:
         """The next batch; None if the run was stopped while its text was awaited. The step that is done is saved."""
         try:
-            self._batch = self.data.stream.next(self.spec.batch, self.rows).pinned(self.state.settings.device)
+            with self.state.engine.work.timed():
+                self._batch = self.data.stream.next(self.spec.batch, self.rows).pinned(self.state.settings.device)
         except Interrupted:
             self._batch = None
 
@@ -227,7 +243,7 @@ class Trainer:
         batches = self.data.validation_windows(state.validation_windows, rows)
         state.model.eval()
         with evaluation_weights(state), state.engine.whole():
-            for score in state.objective.evaluate(state.model, batches, state.settings.context):
+            for score in self._scores(batches):
                 yield Progress("validate", score.rows, state.validation_windows, "windows")
                 if stopped := self._stopped():
                     break
@@ -238,6 +254,13 @@ class Trainer:
         state.metrics = score.values() | canary
         yield self._metric("validation", state.metrics)
         return True
+
+    def _scores(self, batches: Iterable[Any]) -> Iterator[Score]:
+        """The running score; of several processes each reads some of the batches, if the objective divides them."""
+        objective, model, context = self.state.objective, self.state.model, self.state.settings.context
+        if not objective.divides or self.ranks.size == 1:
+            return objective.evaluate(model, batches, context)
+        return shared_scores(lambda some: objective.evaluate(model, some, context), batches, self.ranks)  # type: ignore[arg-type, return-value]
 
     def _read_canary(self, rows: int) -> dict[str, float]:
         """The bits per byte of the text that shows what the model forgets."""

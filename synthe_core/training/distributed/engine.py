@@ -15,6 +15,7 @@ from synthe_core.layers.learner import apply_buffer_updates
 from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import Loss
 from synthe_core.training.distributed.ranks import SINGLE, Ranks, column_sums
+from synthe_core.training.distributed.stragglers import Work
 
 ONLY_NORM = "the norm of the gradient, though no single gradient,"
 """What is not finite where no single tensor is found."""
@@ -26,12 +27,14 @@ class Engine:
     """One process with the whole model.
 
     sequence: the processes that have the other tokens of this one's rows; None where rows are whole.
+    work:     the seconds of its own work.
     """
 
     sharded = False
 
     def __init__(self, model: Model, ranks: Ranks = SINGLE, sequence: SequenceRanks | None = None) -> None:
         self.model, self.ranks, self.sequence = model, ranks, sequence
+        self.work = Work(waits=self.sharded or sequence is not None)
 
     def rows(self, count: int) -> slice:
         """Which of `count` rows of the whole batch are this process's, or some of their tokens."""
@@ -111,7 +114,8 @@ class SeveralProcesses(Engine):
         """The pass through `module`, which returns what is minimised alone, and so sees one tensor with a gradient."""
 
         def call(model: Model) -> Tensor:
-            minimized, loss = forward(model)
+            with self.work.timed():
+                minimized, loss = forward(model)
             self._loss.append(loss)
             return minimized
 

@@ -21,6 +21,8 @@ class LanguageModeling(Objective):
     """-log p(target | the tokens up to it), summed over the targets that are not -100; with `early_exit` also under the
     model's first blocks, for `--speculate early-exit`."""
 
+    divides = True
+
     class Config(ObjectiveConfig):
         """The keys of `objective: language_modeling`."""
 

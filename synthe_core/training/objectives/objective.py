@@ -78,6 +78,7 @@ class Objective(ABC):
     of_encoders: the objective trains encoders, and otherwise language models.
     of_text:     `total` is the cross-entropy of the text, of which bits per byte are logged.
     carries:     the loss goes on from a recurrent state, which `train.carry` needs.
+    divides:     validation is divided over processes, whose `TextScore`s are joined.
     whole_batch: `prepare` reads the rows of all processes, and returns those of this one.
     adapter_lr:  the peak learning rate of a new adapter of a published model, unless the recipe sets one: higher than
                  that of all weights (Biderman et al. 2024, LoRA Learns Less and Forgets Less).
@@ -88,6 +89,7 @@ class Objective(ABC):
     of_encoders: ClassVar[bool] = False
     of_text: ClassVar[bool] = True
     carries: ClassVar[bool] = True
+    divides: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
     adapter_lr: ClassVar[float] = 1e-4
 

@@ -1,4 +1,5 @@
-"""`synthe train --processes`: processes that are killed start again, and end at the bits of never having stopped."""
+"""Processes that are killed start again, by `synthe train --processes` and by torchrun, and end at the bits of never
+having stopped."""
 
 from __future__ import annotations
 
@@ -20,9 +21,17 @@ from tests.processes import start
 from tests.training.distributed.together import assert_same_bits
 from tests.training.distributed.variants import Variants, sharded
 
-KILLS = 2
-"""Of each mesh, each at another moment."""
+KILLS, MANY = 2, 20
+"""Of two processes and of four, each at another moment."""
+WHILE_TRAINING, LATER = 0.8, 1.0
+"""The share of kills that come after another step, and the seconds that they may come later."""
+LIMIT = 5400.0
 CHILD = re.compile(r"^PPid:\s+(\d+)$", re.MULTILINE)
+
+
+processes_are_listed = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="it looks for processes in /proc"
+)
 
 
 def children(pid: int) -> list[int]:
@@ -38,32 +47,69 @@ def children(pid: int) -> list[int]:
     return ids
 
 
-def run(folder: Path, out: str, processes: int, cache: Path) -> subprocess.Popen[bytes]:
-    program = [sys.executable, "-m", "synthe_cli", "train", "recipe.json", "--out", out, "--processes", str(processes)]
+def run(folder: Path, out: str, launcher: list[str], cache: Path, more: list[str]) -> subprocess.Popen[bytes]:
+    program = [sys.executable, "-m", *launcher, "train", "recipe.json", "--out", out, *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SYNTHE_CACHE": str(cache)}
     log = (folder / f"{out}.log").open("wb")
-    return start(program, limit=600, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+    return start(program, limit=LIMIT, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+
+
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    return max([0, *(int(each.name[5:]) for each in checkpoints(run))])
+
+
+def kill_one(launcher: subprocess.Popen[bytes], processes: int, draw: random.Random, log: Path) -> None:
+    """Kills one of the processes of a launcher, as soon as it has all of them, and waits until they have ended."""
+    while len(victims := children(launcher.pid)) < processes:
+        assert launcher.poll() is None, log.read_text()
+        time.sleep(0.01)
+    os.kill(draw.choice(victims), signal.SIGKILL)
+    while set(children(launcher.pid)) & set(victims):
+        time.sleep(0.01)
+
+
+def wait_for_step(step: int, launcher: subprocess.Popen[bytes], run: Path, log: Path) -> None:
+    while newest(run) < step:
+        assert launcher.poll() is None, (newest(run), log.read_text())
+        time.sleep(0.01)
+
+
+def trained_whole(folder: Path, steps: int, processes: int, cache: Path) -> Path:
+    """Writes the recipe, and trains it without an interruption."""
+    recipe = sharded(Variants(folder, steps=steps).recipe(optimizer="muon", save_every="1steps"))
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    whole = run(folder, "whole", ["synthe_cli"], cache, ["--processes", str(processes)])
+    assert whole.wait() == 0, (folder / "whole.log").read_text()
+    return folder / "whole"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="it looks for processes in /proc")
-@pytest.mark.parametrize("processes", [2, 4])
-def test_a_killed_process_costs_no_bit(processes: int, tmp_path: Path, cache: Path) -> None:
-    recipe = sharded(Variants(tmp_path, steps=30).recipe(optimizer="muon", save_every="1steps"))
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    assert run(tmp_path, "whole", processes, cache).wait() == 0, (tmp_path / "whole.log").read_text()
-    draw = random.Random(processes)
-    launcher = run(tmp_path, "parts", processes, cache)
+@processes_are_listed
+def test_a_killed_process_costs_no_bit(tmp_path: Path, cache: Path) -> None:
+    whole, parts, log = trained_whole(tmp_path, 30, 2, cache), tmp_path / "parts", tmp_path / "parts.log"
+    draw = random.Random(2)
+    launcher = run(tmp_path, "parts", ["synthe_cli"], cache, ["--processes", "2"])
     for kill in range(KILLS):
-        until = draw.randrange(1, 14) + 15 * kill
-        while (newest := max([0, *(int(each.name[5:]) for each in checkpoints(tmp_path / "parts"))])) < until:
-            assert launcher.poll() is None, (newest, (tmp_path / "parts.log").read_text())
-            time.sleep(0.01)
-        victims = children(launcher.pid)
-        assert len(victims) == processes
-        os.kill(draw.choice(victims), signal.SIGKILL)
-        while set(children(launcher.pid)) & set(victims):
-            time.sleep(0.01)
-    assert launcher.wait() == 0, (tmp_path / "parts.log").read_text()
-    assert (tmp_path / "parts.log").read_text().count("all start again from the newest checkpoint") == KILLS
-    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+        wait_for_step(draw.randrange(1, 14) + 15 * kill, launcher, parts, log)
+        kill_one(launcher, 2, draw, log)
+    assert launcher.wait() == 0, log.read_text()
+    assert log.read_text().count("all start again from the newest checkpoint") == KILLS
+    assert_same_bits(whole, parts)
+
+
+@pytest.mark.slow
+@processes_are_listed
+def test_torchrun_goes_on_by_itself_however_often_one_of_four_is_killed(tmp_path: Path, cache: Path) -> None:
+    """The moments are random: in a step, in a checkpoint, or while processes start."""
+    whole, parts, log = trained_whole(tmp_path, 5 * MANY, 4, cache), tmp_path / "parts", tmp_path / "parts.log"
+    draw = random.Random(4)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "4", "--max-restarts", str(MANY)]
+    launcher = run(tmp_path, "parts", [*torchrun, "-m", "synthe_cli"], cache, [])
+    for _ in range(MANY):
+        if draw.random() < WHILE_TRAINING:
+            wait_for_step(newest(parts) + 1, launcher, parts, log)
+        time.sleep(draw.random() * LATER)
+        kill_one(launcher, 4, draw, log)
+    assert launcher.wait() == 0, log.read_text()
+    assert_same_bits(whole, parts)

@@ -17,7 +17,7 @@ from synthe_core.storage.checkpoint.shards import SHARDS, read_shards
 from tests.paths import ROOT
 from tests.processes import start
 
-LIMIT = 500.0
+LIMIT = 1500.0
 
 
 def train_together(folder: Path, size: int, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
