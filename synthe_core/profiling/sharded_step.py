@@ -48,7 +48,8 @@ def run(job: dict[str, Any], rank: int) -> Held:
 
     step()  # allocates the optimizer's state
     optimizer.zero_grad()
-    held = [held_bytes(each) for each in (model.parameters(), optimizer.tensors().values())]
+    tensors = [*model.parameters(), *model.buffers()], optimizer.tensors().values()
+    held = [held_bytes(each) for each in tensors]
     allocated = measure_allocations(step)
     gradients = held_bytes(p.grad for p in optimizer.parameters if p.grad is not None)
     dist.barrier()

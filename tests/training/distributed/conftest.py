@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.inference.conftest import written
 from tests.training.distributed.together import train_together
 from tests.training.distributed.variants import Variants, cut, sharded
 
@@ -43,7 +44,7 @@ class Runs:
         for name in names:
             if name not in done:
                 outs[name] = self.folder / f"{name} {mesh}"
-                init = str(base) if "lora" in name else None
+                init = str(base) if "lora" in name else str(self._sensitive()) if name == "document" else None
                 recipe = change(self.variants.named(name))
                 jobs.append({"recipe": recipe, "out": str(outs[name]), "init": init})
         if jobs:
@@ -51,6 +52,11 @@ class Runs:
             assert not (failed := [each for each in ended if "error" in each]), failed
             done |= outs
         return done
+
+    def _sensitive(self) -> Path:
+        """A model whose predictions depend on all that it has read, for an adapter that learns a document."""
+        path = self.folder / "sensitive"
+        return path if path.exists() else written(path, [{"type": "delta", "heads": 2}, {"type": "mlp", "hidden": 32}])
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.storage.checkpoint.shards import SHARDS, read_shards
 from tests.paths import ROOT
 from tests.processes import start
+from tests.training.distributed.plugin import install
 
 LIMIT = 1500.0
 
@@ -24,7 +25,8 @@ def train_together(folder: Path, size: int, jobs: list[dict[str, Any]]) -> list[
     """What each job ends with on rank 0. AssertionError with the traceback of a process that crashed."""
     folder.mkdir()
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), str(install(folder / "packages"))])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-m", "tests.training.distributed.worker"]
     processes = [
         start(

@@ -85,6 +85,7 @@ class Variants:
         """Runs that others begin with are `base` and `teacher` in the folder (`beginnings`)."""
         self.folder, self.steps = folder, steps
         self.text = str(write_text(folder / "text"))
+        (folder / "mill.md").write_text("# Mill\n\nThe mill grinds wheat. The wheel turns when the sluice is open.\n")
         for kind in ("sft", "preferences", "kto", "classes"):
             write_rows(folder / f"{kind}.jsonl", kind)
 
@@ -156,11 +157,27 @@ class Variants:
                 {"type": "distill", "teacher": str(self.folder / TEACHER), "stages": DISTILL_STAGES},
                 model={"from_teacher": {"learner": {"type": "gla", "gate": False}, "keep": 0.25}},
             ),
+            "plugin": lambda: self.recipe({"type": "focal", "gamma": 1.0}),
+            "document": lambda: self.recipe(
+                {"type": "document", "document": str(self.folder / "mill.md")},
+                data={"sequence": 64, "validation": 0.25},
+                lora={"rank": 2},
+            ),
             "dpo lora": lambda: self.recipe("dpo", data=self._rows("preferences"), lora={"rank": 2}),
         }[name]()
         return recipe
 
 
+ANSWERS = [
+    {
+        "messages": [{"role": "user", "content": f"Mill {n}?"}, {"role": "assistant", "content": f"The {what}."}],
+        "document": f"Mill\n\nIts number {n} is the {what}.",
+        "passage": n,
+        "kind": "question",
+    }
+    for n, what in enumerate(["sluice", "wheel", "sack", "key", "stone", "river", "grain", "roof"] * 3)
+]
+"""What a model would have written about a document; the tiny ones of tests write nothing useful."""
 TEACHER = "teacher"
 TEACHERS_MODEL = {"width": 16, "blocks": 4, "block": [ATTENTION, MLP]}
 DISTILL_STAGES = {"orientation": 0.34, "alignment": 0.33}
@@ -179,7 +196,7 @@ RECURRENT: dict[str, Any] = {
 """Learners of models whose sequences are cut; the last two pass their states on from process to process."""
 NAMES = [
     "adamw", "muon", "accumulated", "carried", "streamed", "60m", "experts", "recomputed",
-    "sft", "dpo", "orpo", "kto", "classification", "distill", "lora", "dpo lora",
+    "sft", "dpo", "orpo", "kto", "classification", "distill", "lora", "dpo lora", "plugin", "document",
 ]  # fmt: skip
 
 

@@ -24,12 +24,17 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
+from synthe_core.data.document_text import read_document
 from synthe_core.errors import SyntheError
 from synthe_core.events import Metric, Result
 from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import step, train
 from synthe_core.training.distributed.ranks import SINGLE, ProcessRanks, Ranks
+from synthe_core.training.documents.cache import PassageSettings, material_path
+from synthe_core.training.documents.material import MaterialSettings
 from tests.training.distributed.traffic import CountedTraffic
+from tests.training.distributed.variants import ANSWERS
 
 TIMEOUT = timedelta(seconds=120)
 
@@ -62,11 +67,23 @@ def limit_memory(job: dict[str, Any]) -> None:
     step.accumulate_gradients = passes  # type: ignore[assignment]
 
 
+def write_material(recipe: Recipe, base: Path | None, ranks: Ranks) -> None:
+    """The answers that a document is learnt from, where the model itself would write some."""
+    config: Any = recipe.objective
+    if base is not None and config is not None and config.type == "document" and ranks.leads:
+        cut, settings = PassageSettings(config.passage, config.overlap), MaterialSettings(seed=recipe.seed)
+        path = material_path(read_document(Path(config.document)), Checkpoint.open(base), cut, settings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in ANSWERS))
+    ranks.meet()
+
+
 def run(job: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """What a job ends with."""
     init = None if job.get("init") is None else Path(job["init"])
     try:
         recipe = Recipe.model_validate(job["recipe"])
+        write_material(recipe, init, ranks)
         fill_disk(ranks.rank, job)
         limit_memory(job)
         stop = Event()
