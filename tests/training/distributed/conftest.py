@@ -10,7 +10,7 @@ import pytest
 
 from tests.inference.conftest import written
 from tests.training.distributed.together import train_together
-from tests.training.distributed.variants import Variants, cut, sharded
+from tests.training.distributed.variants import SENSITIVE, Variants, cut, sharded
 
 MESHES: dict[str, tuple[int, Callable[[Any], Any]]] = {
     "one": (1, lambda recipe: recipe),
@@ -54,9 +54,8 @@ class Runs:
         return done
 
     def _sensitive(self) -> Path:
-        """A model whose predictions depend on all that it has read, for an adapter that learns a document."""
         path = self.folder / "sensitive"
-        return path if path.exists() else written(path, [{"type": "delta", "heads": 2}, {"type": "mlp", "hidden": 32}])
+        return path if path.exists() else written(path, SENSITIVE["block"])
 
 
 @pytest.fixture(scope="session")

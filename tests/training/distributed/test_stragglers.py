@@ -72,5 +72,5 @@ class Clocks(Ranks):
 )
 def test_clocks_that_are_apart_are_noticed(ranks: Any, sentence: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1e9)
-    found = clocks_apart(ranks)
-    assert found is None if sentence is None else str(found).startswith(sentence)
+    notice = clocks_apart(ranks)
+    assert notice is None if sentence is None else str(notice).startswith(sentence)

@@ -160,6 +160,7 @@ class Variants:
             "plugin": lambda: self.recipe({"type": "focal", "gamma": 1.0}),
             "document": lambda: self.recipe(
                 {"type": "document", "document": str(self.folder / "mill.md")},
+                model=SENSITIVE,
                 data={"sequence": 64, "validation": 0.25},
                 lora={"rank": 2},
             ),
@@ -178,6 +179,13 @@ ANSWERS = [
     for n, what in enumerate(["sluice", "wheel", "sack", "key", "stone", "river", "grain", "roof"] * 3)
 ]
 """What a model would have written about a document; the tiny ones of tests write nothing useful."""
+SENSITIVE = {
+    "width": 24,
+    "blocks": 2,
+    "block": [{"type": "delta", "heads": 2}, {"type": "mlp", "hidden": 32}],
+    "tie": False,
+}
+"""A model whose predictions depend on all that it has read, for an adapter that learns a document."""
 TEACHER = "teacher"
 TEACHERS_MODEL = {"width": 16, "blocks": 4, "block": [ATTENTION, MLP]}
 DISTILL_STAGES = {"orientation": 0.34, "alignment": 0.33}
