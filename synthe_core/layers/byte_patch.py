@@ -88,17 +88,18 @@ class BytePatch(Learner[BytePatchState]):
 
 
 class Stem(nn.Module):
-    """LayerNorm of the same convolution at every patch of a text, the window centred on it: [B, T, D] -> [B, ⌈T/s⌉, D].
+    """LayerNorm of the same convolution at every patch of a text, the window centred on it: [B, T, D] -> [B, ⌈T/s⌉, E].
 
     For an encoder: patch j covers the tokens s j ... s j + s - 1, and its window reaches (taps - s) / 2 beyond them on
     either side (one more on the right where that is odd). Outside of the text, and where it is padding, are zeros.
+    E is D, or `channels`.
     """
 
-    def __init__(self, config: BytePatch.Config, width: int) -> None:
+    def __init__(self, config: BytePatch.Config, width: int, channels: int | None = None) -> None:
         super().__init__()
         self.config = config
-        self.conv = project_in(config.taps * width, width)
-        self.norm = nn.LayerNorm(width)
+        self.conv = project_in(config.taps * width, channels or width)
+        self.norm = nn.LayerNorm(channels or width)
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The latents of x, and how many of each row are of real tokens."""

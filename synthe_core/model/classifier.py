@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
-from synthe_core.layers.byte_patch import Stem
 from synthe_core.layers.learner import Pass
+from synthe_core.layers.multiscale_stem import build_stem
 from synthe_core.layers.projection import Linear, matrix_size
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelState, auxiliary, measures
@@ -59,7 +59,7 @@ class Classifier(Backbone):
         if spec.head is None:
             raise InputError("this recipe is of a language model, not of an encoder", "give it a model.head")
         super().__init__(spec, vocab, recompute)
-        self.patch = Stem(spec.patch, spec.width) if spec.patch is not None else None
+        self.patch = build_stem(spec.patch, spec.width) if spec.patch is not None else None
         self.pool = Pool(spec.head.pool, spec.width)
         self.head = Linear(spec.width, spec.head.classes)
         nn.init.zeros_(self.head.weight)

@@ -10,15 +10,15 @@ from pydantic_core import PydanticCustomError
 
 from synthe_core.errors import closest
 from synthe_core.layers import LAYERS, LearnerSpec
-from synthe_core.layers.byte_patch import BytePatch
 from synthe_core.layers.learner import Spec
+from synthe_core.layers.multiscale_stem import ONE_STRIDE, STRIDES, StemConfig
 from synthe_core.model.block import EPS, NormType, residual_of
 from synthe_core.model.confidence import ConfidenceSpec
 from synthe_core.model.depth import DepthSpec
 
 ONE_KIND, KINDS = "(one kind)", "(kinds)"
-UNION_TAGS = (ONE_KIND, KINDS)
-"""What pydantic puts into the path of an error below `block`."""
+UNION_TAGS = (ONE_KIND, KINDS, ONE_STRIDE, STRIDES)
+"""What pydantic puts into the path of an error below `block` and `patch`."""
 
 
 def _kinds(value: Any) -> str:
@@ -72,7 +72,9 @@ class ModelSpec(Spec):
     head: ClassifySpec | None = Field(
         None, description="classification head, which makes the model an encoder; null: a language model"
     )
-    patch: BytePatch.Config | None = Field(None, description="an encoder's stem: strided convolution over the tokens")
+    patch: StemConfig | None = Field(
+        None, description="an encoder's stem: a strided convolution over the tokens, or several (`strides: [2, 4, 8]`)"
+    )
 
     @property
     def kinds(self) -> list[list[Spec]]:
@@ -179,7 +181,7 @@ class ModelSpec(Spec):
                 raise field_error(
                     (*path, "residual", "norm"), "the learner before it has no norm to share", "such as norm: pre"
                 )
-        if self.patch is not None and self.patch.residual is not None:
+        if getattr(self.patch, "residual", None) is not None:
             raise field_error(("patch", "residual"), "a stem is added to nothing", "leave it out")
         return self
 

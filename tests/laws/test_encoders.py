@@ -62,7 +62,9 @@ def test_it_keeps_nothing_and_no_language_model_takes_it(case):
         ModelSpec.model_validate({"width": WIDTH, "blocks": 1, "block": [case]})
 
 
-@pytest.mark.parametrize("patch", [None, {"stride": 4, "taps": 6}], ids=["tokens", "patches"])
+@pytest.mark.parametrize(
+    "patch", [None, {"stride": 4, "taps": 6}, {"strides": [2, 4]}], ids=["tokens", "patches", "scales"]
+)
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_padding_is_inert_in_a_whole_encoder(case, patch):
     torch.manual_seed(0)

@@ -144,6 +144,13 @@ model:
         ),
         ("mlp", "head: {classes: 3}", "data: {labels: path}\ntrain: {carry: true}", "train.carry", "train.carry"),
         ("mlp", "head: {classes: 3}", "data: {labels: folder}", "`path` or `field:NAME`, not 'folder'", "schema"),
+        (
+            "mlp",
+            "patch: {strides: [2, 3]}",
+            "",
+            "r.yaml:7:3: model.patch: strides rise, and each is a multiple",
+            "",
+        ),
         ("mlp", "head: {klasses: 3}", "data: {labels: path}", "unknown key 'model.head.klasses'", "'classes'"),
     ],
 )
