@@ -20,6 +20,8 @@ from synthe_core.registry import Table
 
 COMMANDS = {
     "train": ("synthe_cli.commands.train:app", "Train a model from a recipe, or resume a run."),
+    "sweep": ("synthe_cli.commands.sweep:app", "Train a grid of recipes, several runs at a time."),
+    "scale": ("synthe_cli.commands.scale:app", "Fit scaling laws, and plan a training run."),
     "generate": ("synthe_cli.commands.generate:app", "Generate text with a trained model."),
     "chat": ("synthe_cli.commands.chat:app", "Chat with a trained model in the terminal."),
     "serve": ("synthe_cli.commands.serve:app", "Serve models over an OpenAI-compatible HTTP API."),

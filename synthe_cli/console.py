@@ -146,7 +146,7 @@ class PlainRenderer(Renderer):
             figures = f"step {self._metric.step}  {figures_text(of_step(self._metric))}"
             task = self._metric.what or self._metric.phase
             if self._progress and not self._progress.what.startswith(task):  # of another task: a line of their own
-                self._print(f"{self._metric.phase}  {figures}")
+                self._print(f"{escaped(task)}  {figures}")
             else:
                 progress = "  ".join(filter(None, (progress, figures)))
         self._metric = None

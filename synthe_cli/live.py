@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -19,13 +21,14 @@ from synthe_core.units import format_count
 HISTORY = 4096  # losses that the sparkline is drawn from; older ones are thinned by half
 SPARKLINE = 24
 WIDE, WIDE_BAR, NARROW_BAR = 100, 20, 10
+SWEEPS = ("trials", "runs")
 
 
 class LiveRenderer(Renderer):
     """A progress bar, the metrics of the last step and a sparkline of the loss, on stderr.
 
-    While a sweep goes on, which is a Progress in trials, each trial has a row: its bar until the Measurement of its
-    name ends it, and then how it ended.
+    While a sweep goes on, which is a Progress in trials or runs, each of them has a row: its bar until the Measurement
+    of its name ends it, and then how it ended.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -39,7 +42,7 @@ class LiveRenderer(Renderer):
         self._live: Live | None = None
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Progress) and event.unit == "trials":
+        if isinstance(event, Progress) and event.unit in SWEEPS:
             self._sweep = event
         elif isinstance(event, Progress):
             running = self._running if self._sweep else {}
@@ -125,16 +128,15 @@ def _running_row(event: Progress, score: Metric | None, width: int) -> list[Rend
     bar = ProgressBar(total=event.total or None, completed=event.done, width=width, pulse=not event.total)
     share = f"{event.done / event.total:.0%}" if event.total else ""
     left = f"{figures.duration(event.eta)} left" if event.eta is not None else ""
-    accuracy = score.values.get("accuracy") if score else None
     name, quantity = _name(event.what, "bold"), Text(amount(event), "dim")
-    return [name, bar, share, quantity, _accuracy(accuracy), left]
+    return [name, bar, share, quantity, _score(score.values if score else {}), left]
 
 
 def _ended_row(event: Measurement) -> list[RenderableType]:
     """The row of a finished trial, with its status in place of the bar."""
     values = event.values
-    ended, steps, accuracy, seconds = (values.get(key) for key in ("ended", "steps", "accuracy", "seconds"))
-    style = {"solved": "green", "failed": "red"}.get(str(ended), "")
+    ended, steps, seconds = (values.get(key) for key in ("ended", "steps", "seconds"))
+    style = {"solved": "green", "finished": "green", "failed": "red"}.get(str(ended), "")
     taken = figures.duration(seconds) if isinstance(seconds, (int, float)) else ""
     many = f"{format_count(steps)} steps" if isinstance(steps, (int, float)) else ""
     return [
@@ -142,7 +144,7 @@ def _ended_row(event: Measurement) -> list[RenderableType]:
         Text(escaped(ended or ""), style),
         "",
         Text(many, "dim"),
-        _accuracy(accuracy),
+        _score(values),
         taken,
     ]
 
@@ -151,8 +153,12 @@ def _name(text: str, style: str = "") -> Text:
     return Text(escaped(text), style, no_wrap=True, overflow="ellipsis")
 
 
-def _accuracy(value: object) -> str:
-    return f"{value:.1%}" if isinstance(value, (int, float)) else ""
+def _score(values: Mapping[str, object]) -> str:
+    """The accuracy, or else the loss."""
+    for key, form in (("accuracy", "{:.1%}"), ("loss", "{:.3f}")):
+        if isinstance(value := values.get(key), (int, float)):
+            return form.format(value)
+    return ""
 
 
 def _figures(event: Metric) -> str:

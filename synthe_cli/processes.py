@@ -49,14 +49,14 @@ def launch_processes(how: Launch, as_json: bool) -> None:
         os.execv(command[0], command)
     with choose_renderer(as_json) as shown:
         if how.launcher == "slurm":
-            events = submit(arguments, how.nodes, how.processes, _pairs(how.slurm or ""))
+            events = submit(arguments, how.nodes, how.processes, pairs(how.slurm or ""))
         else:
             events = launch(arguments, how.processes)
         for event in events:
             shown.show(event)
 
 
-def _pairs(text: str) -> dict[str, str]:
+def pairs(text: str) -> dict[str, str]:
     """`partition=gpu,time=600` as a dictionary."""
     pairs = [each.partition("=") for each in text.split(",") if each]
     for key, equals, _ in pairs:

@@ -37,6 +37,8 @@ LAYERS = [
     "evaluation.accumulators evaluation.bits_per_byte evaluation.classification profiling.device_memory",
     "training",
     "introspection profiling evaluation packing merging benchmarks retrieval",
+    "sweep",
+    "scaling",
     "swarm",
     "agents",
     "serving",

@@ -1,0 +1,1 @@
+"""Scaling laws: grids of sizes and token counts, fits of loss, plans for a budget."""

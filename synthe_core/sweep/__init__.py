@@ -1,0 +1,1 @@
+"""Sweeps: a grid of training runs under one folder, several at once, on this machine or a cluster."""
