@@ -41,9 +41,9 @@ def fit(
     ] = FIT,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit L(N, D) = E + A / N^alpha + B / D^beta to runs, for each learner, with 95 % intervals.
+    """Fit how loss falls with size and tokens, for each learner.
 
-    N parameters, D tokens. The fit minimises the Huber loss of ln L, as in Chinchilla. Where intervals leave something
+    L(N, D) = E + A / N^alpha + B / D^beta, N parameters, D tokens, with 95 % intervals. The fit minimises the Huber loss of ln L, as in Chinchilla. Where intervals leave something
     open, it says so. IsoFLOP curves give the best size of each budget at which three sizes were trained.
     """
     from synthe_core.scaling.fit import compare, fit_all

@@ -94,7 +94,7 @@ def grid(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train models of several sizes on several amounts of text, for a fit.
+    """Train models of several sizes on several amounts of text.
 
     It is a sweep: Ctrl-C saves, and the same command goes on. The learning rate follows the width by a rule that is
     shown first.

@@ -38,7 +38,10 @@ def plan(
     fit: FitOption = FIT,
     as_json: JsonOption = False,
 ) -> None:
-    """Give the size and the tokens that a budget buys at best, and the loss to expect, with 95 % intervals."""
+    """Give the best size and tokens for a budget.
+
+    And the loss to expect, with 95 % intervals, from what `synthe scale fit` has written.
+    """
     budget = count(flops, "--flops")
 
     from synthe_core.scaling.plan import choose
@@ -91,7 +94,10 @@ def plot(
         typer.Option("--out", "-o", metavar="FILE", help="Write an .svg or a .png. Default: draw in the terminal."),
     ] = None,
 ) -> None:
-    """Draw the fit: the least loss for a budget, loss by tokens for every size, and IsoFLOP curves."""
+    """Draw a fit: an SVG, a PNG, or in the terminal.
+
+    The least loss for a budget, loss by tokens for every size, and IsoFLOP curves.
+    """
     suffix = None if out is None else out.suffix.lower()
     if suffix not in (None, ".svg", ".png"):
         raise InputError(f"--out {out}: expected an .svg or a .png")

@@ -59,7 +59,7 @@ def _plain(each: Fit) -> dict[str, Any]:
 def _fit(values: dict[str, Any]) -> Fit:
     return Fit(
         str(values["learner"]),
-        [Point(*(float(v) for v in point[:4]), *map(str, point[4:])) for point in values["points"]],
+        [Point(*map(float, point[:4]), str(point[4]), str(point[5])) for point in values["points"]],  # type: ignore[call-arg]
         None if values["law"] is None else Law(*map(float, values["law"])),
         [Law(*(math.nan if v is None else float(v) for v in law)) for law in values["samples"]],
         str(values["method"]),

@@ -109,7 +109,10 @@ def test_an_interval_without_enough_values_is_none() -> None:
 
 def test_points_of_several_learners_are_fitted_apart() -> None:
     both = points_of(TINY, SIZES, TOKENS) + points_of(TINY, SIZES[:1], TOKENS, learner="gla")
-    assert [(each.learner, each.law is None) for each in fit_all(both, resamples=100)] == [("delta", False), ("gla", True)]
+    assert [(each.learner, each.law is None) for each in fit_all(both, resamples=100)] == [
+        ("delta", False),
+        ("gla", True),
+    ]
     with pytest.raises(InputError, match="no points to fit"):
         fit_all([])
 
@@ -121,7 +124,9 @@ def isoflop_points(noise: float = 0.0) -> list[Point]:
     for flops in (1e12, 3e12, 9e12, 27e12):
         best = 1e5 * (flops / 1e12) ** 0.5
         for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
-            loss = 2.0 - 0.1 * math.log10(flops / 1e12) + 0.05 * math.log(factor) ** 2 + noise * random.standard_normal()
+            loss = (
+                2.0 - 0.1 * math.log10(flops / 1e12) + 0.05 * math.log(factor) ** 2 + noise * random.standard_normal()
+            )
             points.append(Point(best * factor, flops / (6 * best * factor), loss, flops, "delta"))
     return points
 
