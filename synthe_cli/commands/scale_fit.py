@@ -43,8 +43,9 @@ def fit(
 ) -> None:
     """Fit how loss falls with size and tokens, for each learner.
 
-    L(N, D) = E + A / N^alpha + B / D^beta, N parameters, D tokens, with 95 % intervals. The fit minimises the Huber loss of ln L, as in Chinchilla. Where intervals leave something
-    open, it says so. IsoFLOP curves give the best size of each budget at which three sizes were trained.
+    L(N, D) = E + A / N^alpha + B / D^beta, N parameters, D tokens, with 95 % intervals. The fit minimises the Huber
+    loss of ln L, as in Chinchilla. Where intervals leave something open, it says so. IsoFLOP curves give the best size
+    of each budget at which three sizes were trained.
     """
     from synthe_core.scaling.fit import compare, fit_all
     from synthe_core.scaling.points import without_highest

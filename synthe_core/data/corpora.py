@@ -8,6 +8,7 @@ from synthe_core.data.documents import Source
 from synthe_core.data.files import Files
 from synthe_core.data.hub import Hub
 from synthe_core.data.listops import ListOps
+from synthe_core.data.remote_files import RemoteFiles, is_remote
 from synthe_core.data.stdlib import StandardLibrary
 from synthe_core.errors import InputError, closest
 
@@ -28,6 +29,10 @@ def open_source(text: str, field: str, labels: str | None = None) -> Source:
         return Hub(text, field, label_field)
     if (generated := ListOps.open(text)) is not None:
         return generated
+    if is_remote(text):
+        if labels == "path":
+            raise InputError(f"{text}: labels by path are read of local folders only", "set data.labels to field:NAME")
+        return RemoteFiles.open(text, field, label_field)
     if (files := Files.open(text, field, label_field)) is not None:
         return files
     raise missing(text)
@@ -46,6 +51,6 @@ def missing(text: str) -> InputError:
     elif near is not None and path.parent.is_dir():
         hint = f"did you mean '{path.parent / near}'?"
     else:
-        hint = "a source is 'stdlib', a file, a folder, a glob, 'listops', or hub:NAME[@revision][:config][:split]"
+        hint = "a source is 'stdlib', 'listops', a file, folder, glob or URL, or hub:NAME[@revision][:config][:split]"
     what = "no file matches" if any(c in text for c in "*?[") else "no such file or source"
     return InputError(f"{what}: '{text}'", hint)

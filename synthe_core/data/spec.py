@@ -86,14 +86,15 @@ def _labels(value: Any) -> Any:
 class DataSpec(Spec):
     """What is read, how it becomes tokens, and how long a training sequence is.
 
-    sources:    `stdlib`, `listops[:KEY=VALUE,...]` (see `data.listops`), a file, folder or glob,
-                `hub:NAME[@revision][:config or folder][:split]`, or a list of these (see SourceSpec).
+    sources:    `stdlib`, `listops[:KEY=VALUE,...]` (see `data.listops`), a file, folder or glob, one of those by a URL
+                (s3://, gs://, hf:// and other schemes of fsspec), `hub:NAME[@revision][:config or folder][:split]`, or
+                a list of these (see SourceSpec).
     tokenizer:  see TokenizerSpec.
     sequence:   tokens per training sequence; of conversations, preferences and ratings, the most tokens of a row,
                 1,024 unless it is stated.
     validation: fraction of each source's documents for validation, or a source that is all validation.
     field:      the field of rows of tables and the hub that holds the text.
-    stream:     whether text is read while training, from the hub or from files, with a few shards of tokens on disk,
+    stream:     whether text is read while training, from the hub, URLs or files, with a few shards of tokens on disk,
                 instead of being tokenized whole before. Documents for validation are the first that are held out.
     limit:      at most this many bytes of text are read from each source ("20MB"); None = all.
     labels:     for an encoder, what each document's class is: `path`, the first folder below the source (of `stdlib`

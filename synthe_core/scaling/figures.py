@@ -32,8 +32,10 @@ def charts(fits: Sequence[Fit], resamples: int = 1000) -> list[Chart]:
 
 
 def frontier(fits: Sequence[Fit]) -> Chart:
-    """The least loss by FLOPs, with the interval as an area, and dashed beyond the most expensive run."""
-    chart = Chart("least loss for a budget, 95 % interval", Axis("FLOPs", True), Axis("loss, nats a token"))
+    """The least loss of any trained size by FLOPs, with the interval as an area, dashed beyond the dearest run."""
+    chart = Chart(
+        "least loss for a budget, any trained size, 95 % interval", Axis("FLOPs", True), Axis("loss, nats a token")
+    )
     for style, each in enumerate(fits):
         if each.law is None:
             continue
@@ -71,6 +73,8 @@ def isoflops(fitted: Fit, curves: Sequence[Curve]) -> Chart:
         chart.series.append(Series(name, [(p.parameters, p.loss) for p in curve.points], "marks", style))
         sizes = _between(*_range([p.parameters for p in curve.points]))
         c0, c1, c2 = curve.coefficients
+        if c2 <= 0:
+            continue
         line = [(n, c0 + c1 * math.log(n) + c2 * math.log(n) ** 2) for n in sizes]
         chart.series.append(Series("", line, "line", style))
         if curve.known:
@@ -81,7 +85,7 @@ def isoflops(fitted: Fit, curves: Sequence[Curve]) -> Chart:
 
 
 def _loss(fitted: Fit, flops: float) -> Interval:
-    return fitted.interval(lambda law: law.optimum(flops, fitted.per_parameter)[2])
+    return fitted.interval(lambda law: fitted.best_loss(law, flops))
 
 
 def _by_size(points: Sequence[Point]) -> list[tuple[float, list[Point]]]:

@@ -17,7 +17,8 @@ LEVEL = 0.95
 LEAST_POINTS, LEAST_DISTINCT = 6, 3
 SAME = 1.05  # sizes and token counts closer than this factor count as one
 MANY = 30  # points from which cases are drawn; of fewer a draw may leave no law
-WIDE_EXPONENT, WIDE_SHARE = 0.2, 0.25
+SIZES = 33  # between the smallest and the largest, at which a budget is spent
+WIDE_EXPONENT, WIDE_SHARE, NOTHING = 0.2, 0.25, 0.01
 MAX_UNDEFINED = 0.025  # share of resamples without a value
 
 
@@ -73,6 +74,12 @@ class Fit:
         """E, A, B, alpha, beta, and the exponent a of N_opt ∝ C^a."""
         values = {name: self.interval(lambda law, name=name: float(getattr(law, name))) for name in PARAMETERS}  # type: ignore[misc]
         return values | {"a": self.interval(lambda law: law.size_exponent)}
+
+    def best_loss(self, law: Law, flops: float) -> float:
+        """The least loss for a budget of any size between the smallest and the largest that was trained."""
+        sizes = [point.parameters for point in self.points]
+        grid = np.geomspace(min(sizes), max(sizes), SIZES)
+        return min(law.loss(size, flops / (self.per_parameter * size)) for size in grid)
 
     @property
     def largest(self) -> float:
@@ -147,7 +154,9 @@ def open_questions(fitted: Fit) -> list[str]:
             questions.append(f"cannot tell whether loss falls with {what}: the interval of {key} reaches 0")
     lowest = min(point.loss for point in fitted.points)
     entropy, exponent = constants["E"], constants["a"]
-    if not entropy.known or entropy.high - entropy.low > WIDE_SHARE * lowest:
+    if entropy.value < NOTHING * lowest:
+        questions.append("cannot tell the irreducible loss E: the fit has none, the losses are too far above it")
+    elif not entropy.known or entropy.high - entropy.low > WIDE_SHARE * lowest:
         questions.append(f"cannot tell the irreducible loss E: {_bounds(entropy)}")
     if not exponent.known or exponent.high - exponent.low > WIDE_EXPONENT:
         questions.append(f"cannot tell how a budget divides into size and tokens: N ∝ C^a, a {_bounds(exponent)}")
@@ -157,7 +166,8 @@ def open_questions(fitted: Fit) -> list[str]:
 def compare(fits: Sequence[Fit]) -> list[str]:
     """For each pair of learners which has the lower loss at the largest budget that both reached, if that is certain.
 
-    The interval is that of the difference, over pairs of resamples.
+    Sizes are those between the smallest and the largest that were trained. The interval is that of the difference, over
+    pairs of resamples.
     """
     sentences = []
     for one, two in itertools.combinations([each for each in fits if each.law is not None], 2):
@@ -173,11 +183,8 @@ def compare(fits: Sequence[Fit]) -> list[str]:
 
 
 def loss_difference(one: Fit, two: Fit, flops: float) -> Interval:
-    """The loss of `one` at its optimum for a budget, less that of `two`."""
-    losses = [
-        [law.optimum(flops, each.per_parameter)[2] for law in (each.law, *each.samples) if law is not None]
-        for each in (one, two)
-    ]
+    """The loss of `one` at its best trained size for a budget, less that of `two`."""
+    losses = [[each.best_loss(law, flops) for law in (each.law, *each.samples) if law] for each in (one, two)]
     differences = [a - b for a, b in zip(*losses, strict=False)]
     return Interval.of(differences[0], differences[1:])
 

@@ -59,7 +59,7 @@ def _plain(each: Fit) -> dict[str, Any]:
 def _fit(values: dict[str, Any]) -> Fit:
     return Fit(
         str(values["learner"]),
-        [Point(*map(float, point[:4]), str(point[4]), str(point[5])) for point in values["points"]],  # type: ignore[call-arg]
+        [_point(*point) for point in values["points"]],
         None if values["law"] is None else Law(*map(float, values["law"])),
         [Law(*(math.nan if v is None else float(v) for v in law)) for law in values["samples"]],
         str(values["method"]),
@@ -67,3 +67,7 @@ def _fit(values: dict[str, Any]) -> Fit:
         float(values["residual"]),
         str(values["reason"]),
     )
+
+
+def _point(parameters: float, tokens: float, loss: float, flops: float, learner: str, name: str) -> Point:
+    return Point(float(parameters), float(tokens), float(loss), float(flops), str(learner), str(name))
