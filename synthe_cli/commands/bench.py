@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from synthe_cli.commands.bench_language import EXAMPLES as LANGUAGE_EXAMPLES
+from synthe_cli.commands.bench_language import language
 from synthe_cli.commands.bench_report import LIST_EXAMPLES, REPORT_EXAMPLES, list_tasks, report
 from synthe_cli.commands.bench_serve import EXAMPLES as SERVE_EXAMPLES
 from synthe_cli.commands.bench_serve import serve
@@ -43,6 +45,7 @@ app.command(
     context_settings={**SETTINGS["context_settings"], "allow_extra_args": True, "ignore_unknown_options": True},
 )(bench_task)
 app.command(cls=Command, short_help="Run every learner on every task.", epilog=SUITE_EXAMPLES)(zoology)
+app.command(cls=Command, short_help="Train recipes of equal size on one text.", epilog=LANGUAGE_EXAMPLES)(language)
 app.command("list", cls=Command, short_help="List the tasks and their keys.", epilog=LIST_EXAMPLES)(list_tasks)
 app.command("report", cls=Command, short_help="Write tables and charts of finished trials.", epilog=REPORT_EXAMPLES)(
     report

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from synthe_core.benchmarks.synthetic.recall_chart import recall_by_state
 from synthe_core.benchmarks.synthetic.report_html import page
 from synthe_core.benchmarks.synthetic.summary import (
     COST_COLUMNS,
@@ -26,6 +27,7 @@ from synthe_core.benchmarks.synthetic.summary import (
     stop_note,
     summaries,
 )
+from synthe_core.charts.svg import svg
 from synthe_core.errors import InputError
 from synthe_core.storage.atomic import failure, write_file
 
@@ -107,7 +109,8 @@ def csv_text(records: Iterable[Record]) -> str:
 
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
-    """report.html, report.csv and report.md in `folder`: the paths, the page first."""
+    """report.html, report.csv and report.md in `folder`, and of recall tasks recall-by-state.svg: the paths, the page
+    first."""
     if not records:
         raise InputError("there are no finished trials to report")
     tables = benches(summaries(records))
@@ -116,6 +119,8 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
         "report.csv": csv_text(records),
         "report.md": markdown(records, tables),
     }
+    if (chart := recall_by_state(tables)) is not None:
+        texts["recall-by-state.svg"] = svg([chart])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
