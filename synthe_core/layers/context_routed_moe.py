@@ -70,6 +70,8 @@ class ContextRoutedMoE(Learner[ContextRoutedState]):
         }
     )
 
+    prior: Tensor
+
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         learner = LAYERS[config.context]

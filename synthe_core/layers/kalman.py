@@ -99,7 +99,8 @@ class Kalman(Learner[KalmanState]):
         self.observe = project_in(width, 2 * self.rank)
         self.gate = project_in(width, self.rank)
         self.out = project_out(self.rank, width)
-        shape, noise = (self.rank,), 1.0
+        shape: tuple[int, ...] = (self.rank,)
+        noise = 1.0
         if config.covariance is not None:
             heads, size = config.covariance.heads, config.covariance.rank
             if self.rank % heads:
