@@ -17,7 +17,7 @@ from synthe_core.ops.activations import sigmoid, softplus
 from synthe_core.ops.frames import Spans, last_position
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.ops.span_memory import SpanOutput, SpanState, span_memory
+from synthe_core.ops.span_memory import SpanOutput, SpanState, largest_error, learning_rate, span_memory
 
 EPS = 1e-5
 MAX_MOMENTUM = 0.9
@@ -50,6 +50,7 @@ class SpanMemory(nn.Module):
     emits = schema(
         {
             "rate": Emission("B T H", "gates", "learning rate of the token's gradient, raised where it surprised"),
+            "rate_bound": Emission("B T H", "gates", "the largest rate that the token could get, at the largest error"),
             "error": Emission("B T H", "confidence", "relative squared error of the memory's prediction at the token"),
         }
     )
@@ -106,6 +107,7 @@ class SpanMemory(nn.Module):
             )
         if ctx.trace is not None:
             ctx.emit("rate", output.rate)
+            ctx.emit("rate_bound", weight[..., None] * learning_rate(rate, sharpness, largest_error(k, v)))
             ctx.emit("error", output.error)
         return output._replace(read=self.head**0.5 * output.read.flatten(2))
 

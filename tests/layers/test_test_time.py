@@ -5,8 +5,11 @@ from pydantic import ValidationError
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.test_time import TTT
+from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import record_ops
 from synthe_core.ops.frames import POSITION_RANGE, Spans, last_position
+from synthe_core.ops.span_memory import largest_error, projected
+from synthe_core.ops.span_memory.reference import relative_error
 
 WIDTH = 12
 
@@ -131,3 +134,20 @@ def test_stays_below_half_the_scale_of_what_it_reads(width):
     learner, x = TTT(TTT.Config(), width), torch.randn(1, 512, width)
     with torch.no_grad():
         assert 0.01 < learner(x, None, Pass.over(x))[0].std() < 0.6
+
+
+@pytest.mark.parametrize("surprise", [True, False])
+def test_a_trace_has_the_bound_of_every_rate(surprise):
+    learner, x, trace = make(surprise=surprise, span=4), 3 * inputs(2, 33), Trace()
+    state = learner.init_state(2)
+    wild = 100 * torch.randn_like(state.memory.memory)
+    memory = state.memory._replace(memory=projected(wild))
+    learner(x, state._replace(memory=memory), Pass.over(x, trace=trace))
+    seen = {record.name: record.value for record in trace.records}
+    assert (seen["rate"] <= seen["rate_bound"] + 1e-12).all()
+    assert torch.allclose(seen["rate"], seen["rate_bound"], rtol=1e-9) != surprise  # without it both are one
+    key = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    value = torch.tensor([0.0, -2.0], dtype=torch.float64)
+    worst = torch.zeros(3, 2, dtype=torch.float64)
+    worst[0, 1] = 3**0.5  # recalls the opposite of the value, at the edge of the ball
+    assert relative_error(key[None], value[None], worst) == pytest.approx(float(largest_error(key, value)))

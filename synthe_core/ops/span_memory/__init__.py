@@ -1,6 +1,22 @@
 """A memory that learns at test time span by span, and its faster kernels."""
 
 from synthe_core.ops.span_memory import framed, triton
-from synthe_core.ops.span_memory.reference import SpanOutput, SpanState, projected, span_memory
+from synthe_core.ops.span_memory.reference import (
+    SpanOutput,
+    SpanState,
+    largest_error,
+    learning_rate,
+    projected,
+    span_memory,
+)
 
-__all__ = ["SpanOutput", "SpanState", "framed", "projected", "span_memory", "triton"]
+__all__ = [
+    "SpanOutput",
+    "SpanState",
+    "framed",
+    "largest_error",
+    "learning_rate",
+    "projected",
+    "span_memory",
+    "triton",
+]

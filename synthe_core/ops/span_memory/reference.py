@@ -111,6 +111,13 @@ def relative_error(key: Tensor, value: Tensor, memory: Tensor) -> Tensor:
     return (recalled - value).square().sum(-1) / value.square().sum(-1).clamp_min(MIN_SQUARE)
 
 
+def largest_error(key: Tensor, value: Tensor) -> Tensor:
+    """The bound of `relative_error` over all memories of Frobenius norm √K: (√K ‖k‖ + ‖v‖)² / ‖v‖² [...]."""
+    recalled = key.shape[-1] ** 0.5 * key.norm(dim=-1)
+    square = value.square().sum(-1)
+    return (recalled + square.sqrt()).square() / square.clamp_min(MIN_SQUARE)
+
+
 def accumulate(pending: Tensor, key: Tensor, value: Tensor, rate: Tensor, online: bool) -> Tensor:
     """What is pending of the span after one more token, learned at `rate` [B, H]."""
     k, v, r = key[..., None], value[..., None, :], rate[..., None, None]
