@@ -99,6 +99,33 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         PLAIN | {"num_heads": 2, "intermediate_size": 9, "hidden_size": 12, "use_output_gate": False}
         | {"fuse_norm": False, "num_hidden_layers": 1, "expand_v": 2.0},
     ),
+    "retnet": ("retnet.RetNet", PLAIN | {"num_heads": 2, "intermediate_size": 20}),
+    "retnet-without-gate": (
+        "retnet.RetNet",
+        PLAIN | {"num_heads": 2, "intermediate_size": 9, "expand_k": 0.5, "expand_v": 1.0, "use_output_gate": False}
+        | {"tie_word_embeddings": True, "norm_eps": 1e-3, "num_hidden_layers": 1, "fuse_norm": False},
+    ),
+    "hgrn2": ("hgrn2.HGRN2", PLAIN | {"expand_ratio": 8, "intermediate_size": 20, "num_hidden_layers": 3}),
+    "hgrn2-without-bound": (
+        "hgrn2.HGRN2",
+        PLAIN | {"expand_ratio": None, "num_heads": 4, "use_lower_bound": False, "intermediate_size": 12}
+        | {"tie_word_embeddings": True, "norm_eps": 1e-3},
+    ),
+    "mesa-net": ("mesa_net.MesaNet", PLAIN | {"num_heads": 2, "head_dim": 6, "intermediate_size": 20}),
+    "mesa-net-gated": (
+        "mesa_net.MesaNet",
+        PLAIN | {"num_heads": 1, "head_dim": 8, "intermediate_size": 12, "use_output_gate": True, "conv_size": 3}
+        | {"tie_word_embeddings": True, "norm_eps": 1e-3, "lambda_lower_bound": 0.5, "num_hidden_layers": 1},
+    ),
+    "forgetting-transformer": (
+        "forgetting_transformer.ForgettingTransformer",
+        PLAIN | {"num_heads": 2, "intermediate_size": 20},
+    ),
+    "forgetting-transformer-gated": (
+        "forgetting_transformer.ForgettingTransformer",
+        PLAIN | {"num_heads": 4, "num_kv_heads": 2, "intermediate_size": 12, "use_output_gate": True}
+        | {"tie_word_embeddings": True, "norm_eps": 1e-3, "num_hidden_layers": 1},
+    ),
     # One group: fla's code for CPUs gives heads the groups of others, as its decoding and its kernels do not.
     "mamba2": ("mamba2.Mamba2", PLAIN | {"head_dim": 8, "state_size": 5, "chunk_size": 16}),
     "mamba2-bias": (
@@ -206,11 +233,32 @@ def kda(q: Any, k: Any, v: Any, g: Any, beta: Any, A_log: Any, dt_bias: Any, **m
     return naive("kda.naive", "naive_recurrent_kda")(unit(q), unit(k), v, g, strength(beta, more))
 
 
+def retention(q: Any, k: Any, v: Any, **_: Any) -> Any:
+    o = naive("retention.naive", "naive_retention")(*(x.transpose(1, 2) for x in (q, k, v)))
+    return o.transpose(1, 2), None
+
+
+def gla(q: Any, k: Any, v: Any, g: Any, **_: Any) -> Any:
+    return naive("gla.naive", "naive_recurrent_gla")(q, k, v, g)
+
+
+def mesa_net(q: Any, k: Any, v: Any, g: Any, beta: Any, lamb: Any, **_: Any) -> Any:
+    return naive("mesa_net.naive", "naive_mesa_net_exact")(unit(q), unit(k), v, g, lamb, beta)
+
+
+def forgetting(q: Any, k: Any, v: Any, f: Any, **_: Any) -> Any:
+    return naive("forgetting_attn.naive", "naive_forgetting_attn")(q, k, v, f)
+
+
 REPLACED: dict[str, dict[str, Any]] = {
     "rwkv7": {"chunk_rwkv7": rwkv7},
     "gated_deltanet": {"chunk_gated_delta_rule": gated_delta},
     "gated_deltaproduct": {"chunk_gated_delta_product": gated_delta_product},
     "kda": {"chunk_kda": kda},
+    "multiscale_retention": {"chunk_retention": retention},
+    "hgrn2": {"chunk_gla": gla},
+    "mesa_net": {"chunk_mesa_net": mesa_net},
+    "forgetting_attn": {"parallel_forgetting_attn": forgetting},
 }
 
 

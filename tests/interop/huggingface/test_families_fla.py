@@ -56,6 +56,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("kda", {"safe_gate": True}, "safe_gate is True"),
     ("gla", {"feature_map": "relu"}, "feature_map is 'relu'"),
     ("gla", {"expand_k": 0.55}, "expand_k is 0.55"),
+    ("retnet", {"feature_map": "relu"}, "feature_map is 'relu'"),
+    ("retnet", {"num_kv_heads": 1}, "num_kv_heads is 1"),
+    ("hgrn2", {"use_short_conv": True}, "use_short_conv is True"),
+    ("hgrn2", {"expand_ratio": 5}, "expand_ratio is 5"),
+    ("mesa-net", {"max_cg_step_decoding": 10}, "max_cg_step_decoding is 10"),
+    ("forgetting-transformer", {"qk_norm": True}, "qk_norm is True"),
+    ("forgetting-transformer", {"window_size": 8}, "window_size is 8"),
     ("mamba2", {"D_has_hdim": True}, "D_has_hdim is True"),
 ]
 

@@ -1,13 +1,15 @@
 """The models of flash-linear-attention that have one linear memory and a SwiGLU MLP in every layer, under its names.
 
-DeltaNet, Gated DeltaNet, Gated DeltaProduct, KDA and GLA; and Mamba-2, which has no MLP. Queries and keys of the delta
-rules have length 1, up to an epsilon of 1e-6 in the square, and queries are divided by √K.
+DeltaNet, Gated DeltaNet, Gated DeltaProduct, KDA, GLA, RetNet, HGRN2, MesaNet and the forgetting transformer; and
+Mamba-2, which has no MLP. Queries and keys of the delta rules and of MesaNet have length 1, up to an epsilon of 1e-6 in
+the square; queries of the delta rules are divided by √K.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from synthe_core.interop.huggingface.published import Config
 KEY_EPS = 1e-6
 Mixer = tuple[dict[str, Any], Callable[[str], dict[str, Origin]]]
 """The specification of a layer's mixer, and its tensors under a place's names."""
+Mixers = Callable[[int], Mixer]
+"""The mixer of each layer, by its index."""
 
 
 def delta_net(config: Config) -> Plan:
@@ -124,6 +128,118 @@ def gla(config: Config) -> Plan:
     return _plan(config, (spec, tensors))
 
 
+def retnet(config: Config) -> Plan:
+    for name, only in {"feature_map": None, "elementwise_affine": True}.items():
+        config.only(name, only)
+    width, heads = config.size("hidden_size", 2048), config.size("num_heads", 8)
+    config.only("num_kv_heads", None, heads)
+    gate = config.flag("use_output_gate", True)
+    spec = {
+        "type": "retention",
+        "heads": heads,
+        "key_size": _share(config, "expand_k", 1.0, width, heads),
+        "value_size": _share(config, "expand_v", 2.0, width, heads),
+        "gate": gate,
+        "norm_eps": config.number("norm_eps", 1e-6),
+    }
+    normed = "g_norm_swish_gate" if gate and config.flag("fuse_norm", True) else "g_norm"
+
+    def tensors(place: str) -> dict[str, Origin]:
+        made = linear("project", *(f"{place}.{name}_proj" for name in ("qkvg" if gate else "qkv")))
+        return made | linear("out", f"{place}.o_proj") | {"norm": origin(f"{place}.{normed}.weight")}
+
+    return _plan(config, (spec, tensors), hidden_ratio=2)
+
+
+def hgrn2(config: Config) -> Plan:
+    """All layers but the first have a bound of their forget gates, from one cumulative softmax over the layers."""
+    for name, only in {"use_short_conv": False, "elementwise_affine": True}.items():
+        config.only(name, only)
+    width = config.size("hidden_size", 2048)
+    size = config.size("expand_ratio", 128) if config.get("expand_ratio", 128) is not None else None
+    heads = width // size if size else config.size("num_heads", 1)
+    size = size or width // heads
+    if heads < 1 or width % heads or heads * size != width:
+        raise config.unsupported("expand_ratio", config.get("expand_ratio"), [f"what divides hidden_size {width}"])
+    bounded = config.flag("use_lower_bound", True)
+
+    def mixer(index: int) -> Mixer:
+        spec = {
+            "type": "hgrn2",
+            "heads": heads,
+            "key_size": size,
+            "value_size": width // heads,
+            "lower_bound": 0.5 if bounded and index else 0.0,  # of the tensor that is read: any but 0
+            "norm_eps": 1e-5,  # whatever the config says: fla's layer does not pass it on
+        }
+
+        def tensors(place: str) -> dict[str, Origin]:
+            made = linear("project", *(f"{place}.{name}_proj" for name in "qfi")) | linear("out", f"{place}.o_proj")
+            made["norm"] = origin(f"{place}.g_norm.weight")
+            if spec["lower_bound"]:
+                made["bound"] = origin("model.lower_bounds", make=partial(bound_logit, index))
+            return made
+
+        return spec, tensors
+
+    return _layered(config, mixer)
+
+
+def bound_logit(index: int, bounds: Tensor) -> Tensor:
+    """The logit of a layer's bound β = Σ_{0 < i <= index} softmax(bounds)_i, for each channel; bounds [L, D]."""
+    shares = bounds.float().softmax(0)
+    below = shares[1 : index + 1].sum(0)
+    return below.log() - (shares[:1].sum(0) + shares[index + 1 :].sum(0)).log()
+
+
+def mesa_net(config: Config) -> Plan:
+    heads, size = config.size("num_heads", 16), config.size("head_dim", 128)
+    gate = config.flag("use_output_gate", False)
+    steps = config.size("max_cg_step_training", 30)
+    config.only("max_cg_step_decoding", 30, steps)
+    spec = {
+        "type": "mesa",
+        "heads": heads,
+        "key_size": size,
+        "value_size": size,
+        "conv": config.size("conv_size", 4),
+        "steps": steps,
+        "ridge_min": config.number("lambda_lower_bound", 0.25),
+        "gate": gate,
+        "norm_eps": config.number("norm_eps", 1e-6),
+        "key_norm_eps": KEY_EPS,
+    }
+
+    def tensors(place: str) -> dict[str, Origin]:
+        names = [*"qkvba", *("g" if gate else "")]
+        made = linear("project", *(f"{place}.{name}_proj" for name in names)) | linear("out", f"{place}.o_proj")
+        made |= {"conv1d.weight": origin(*_convs(place)[:2]), "norm": origin(f"{place}.o_norm.weight")}
+        made |= {"beta_bias": origin(f"{place}.b_proj.bias"), "decay_bias": origin(f"{place}.a_proj.bias")}
+        return made | {"ridge": origin(f"{place}.lambda_params")}
+
+    return _plan(config, (spec, tensors))
+
+
+def forgetting_transformer(config: Config) -> Plan:
+    for name, only in {"qkv_bias": False, "qk_norm": False, "window_size": None}.items():
+        config.only(name, only)
+    heads, gate = config.size("num_heads", 32), config.flag("use_output_gate", False)
+    spec = {
+        "type": "forgetting_attention",
+        "heads": heads,
+        "kv_heads": config.size("num_kv_heads", heads) if config.get("num_kv_heads") is not None else heads,
+        "qk_norm": False,
+        "gate": gate,
+    }
+
+    def tensors(place: str) -> dict[str, Origin]:
+        names = [*"qkv", *("g" if gate else ""), "f"]
+        made = linear("project", *(f"{place}.{name}_proj" for name in names)) | linear("out", f"{place}.o_proj")
+        return made | {"forget_bias": origin(f"{place}.f_proj.bias")}
+
+    return _plan(config, (spec, tensors))
+
+
 def mamba2(config: Config) -> Plan:
     config.only("hidden_act", "silu", "swish")
     config.only("D_has_hdim", False)
@@ -221,18 +337,23 @@ def _share(config: Config, key: str, default: float, width: int, heads: int) -> 
     return channels // heads
 
 
-def _plan(config: Config, mixer: Mixer) -> Plan:
-    """The model with a mixer and an MLP in every layer."""
+def _plan(config: Config, mixer: Mixer, hidden_ratio: float = 4) -> Plan:
+    """The model with one mixer and an MLP in every layer."""
+    return _layered(config, lambda index: mixer, hidden_ratio)
+
+
+def _layered(config: Config, mixer_of: Mixers, hidden_ratio: float = 4) -> Plan:
+    """The model with a layer's own mixer and an MLP in every layer."""
     config.only("hidden_act", "swish", "silu")
     config.only("attn", None)
     config.only("attnres_block_size", None)
     width = config.size("hidden_size", 2048)
-    hidden = -(-int(width * config.number("hidden_ratio", 4) * 2 / 3) // 256) * 256
+    hidden = -(-int(width * config.number("hidden_ratio", hidden_ratio) * 2 / 3) // 256) * 256
     mlp = {"type": "mlp", "hidden": config.size("intermediate_size", hidden)}
-    spec, tensors = mixer
     layers = []
     for index in range(config.size("num_hidden_layers", 24)):
         place = f"model.layers.{index}"
+        spec, tensors = mixer_of(index)
         feeding = linear("gate_up", f"{place}.mlp.gate_proj", f"{place}.mlp.up_proj")
         feeding |= linear("out", f"{place}.mlp.down_proj")
         layers.append(
@@ -256,6 +377,10 @@ ARCHITECTURES: Architectures = {
     "DeltaNetForCausalLM": delta_net,
     "GatedDeltaNetForCausalLM": gated_delta_net,
     "GatedDeltaProductForCausalLM": gated_delta_product,
+    "ForgettingTransformerForCausalLM": forgetting_transformer,
     "GLAForCausalLM": gla,
+    "HGRN2ForCausalLM": hgrn2,
     "KDAForCausalLM": kda,
+    "MesaNetForCausalLM": mesa_net,
+    "RetNetForCausalLM": retnet,
 }
