@@ -38,7 +38,7 @@ LAYERS = [
     "training",
     "introspection profiling evaluation packing merging benchmarks retrieval",
     "sweep",
-    "scaling",
+    "scaling benchmarks.language",
     "swarm",
     "agents",
     "serving",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthe_core.charts.svg import svg
 
 from synthe_core.benchmarks.language import Model, loss_by_state, plan, scores
+from synthe_core.charts.svg import svg
 
 RECIPE = """\
 name: {name}

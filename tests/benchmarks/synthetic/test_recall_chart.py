@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from synthe_core.charts.svg import svg
 
 from synthe_core.benchmarks.synthetic.recall_chart import recall_by_state
 from synthe_core.benchmarks.synthetic.summary import benches, summaries
+from synthe_core.charts.svg import svg
 from tests.benchmarks.synthetic.trials import record
 
 
