@@ -86,3 +86,16 @@ def test_a_png_is_one() -> None:
     content = png([chart(MARKS, LINE, BAND)])
     assert content.startswith(b"\x89PNG") and len(content) > 5000
     assert "matplotlib.pyplot" not in sys.modules  # which would look for a display
+
+
+def test_a_long_legend_makes_its_panel_higher() -> None:
+    def height(count: int) -> int:
+        chart = Chart("many", Axis("x"), Axis("y"))
+        chart.series.extend(Series(f"model {i}", [(i, i + 1.0)], "marks", i) for i in range(count))
+        root = ElementTree.fromstring(svg([chart]))
+        lowest = max(float(each.get("y", 0)) for each in root.iter("{http://www.w3.org/2000/svg}text"))
+        size = int(root.get("viewBox", "").split()[3])
+        assert lowest < size
+        return size
+
+    assert height(2) == height(10) < height(30)
