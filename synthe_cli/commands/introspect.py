@@ -59,6 +59,8 @@ def introspect(
 ) -> None:
     """Show what a model computes on a text: gates, routing, memories, confidence and depth, token by token.
 
+    Of an encoder the tokens are the latents that its blocks read, and the most likely classes are shown.
+
     Memory reads are traced back to the tokens that wrote them, exactly and including erasure. The text is read once,
     from an initial state. Strips show the mean over heads; the page shows every head.
     """
@@ -76,6 +78,7 @@ def introspect(
 
     from synthe_core.introspection import compare
     from synthe_core.introspection import report as reports
+    from synthe_core.introspection.encoder import introspect_any
     from synthe_core.introspection.page import page
     from synthe_core.storage.atomic import write_file
 
@@ -87,9 +90,9 @@ def introspect(
         return
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"no such folder: {html.parent}", "create it first")
-    seen = [reports.introspect(path, read, tokens=tuple(token or ()), **options)]  # type: ignore[arg-type]
+    seen = [introspect_any(path, read, tokens=tuple(token or ()), **options)]  # type: ignore[arg-type]
     if diff is not None:
-        other = reports.introspect(find_checkpoint(diff), read, tokens=tuple(token or ()), **options)  # type: ignore[arg-type]
+        other = introspect_any(find_checkpoint(diff), read, tokens=tuple(token or ()), **options)  # type: ignore[arg-type]
         seen = list(compare.align_reports(seen[0], other))
     if as_json:
         for report in seen:

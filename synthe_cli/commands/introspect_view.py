@@ -67,6 +67,8 @@ def _heading(report: Report) -> Text:
     parts += [f"state {format_size(facts['state_bytes'])}", f"{facts['tokens']:,} tokens"]
     if math.isfinite(report.bits):
         parts.append(f"{report.bits:.3f} bits per token")
+    if "classes" in facts:
+        parts.append("class " + ", ".join(f"{escaped(name)} {share:.0%}" for name, share in facts["classes"]))
     if report.reads:
         parts.append(f"memory reads reconstructed with error {max(each.error for each in report.reads):.0e}")
     return Text.assemble((report.name, "bold"), "  ", "; ".join(parts))

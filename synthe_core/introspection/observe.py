@@ -74,13 +74,15 @@ def observe(
     device = next(model.parameters()).device
     text = torch.tensor([tokens], dtype=torch.int64, device=device)
     trace = Trace()
-    with record_ops(FOLLOWED if memories else ()) as recorder, _memory_calls(model, recorder, check) as calls:
+    with record_ops(FOLLOWED if memories else ()) as recorder, memory_calls(model, recorder, check) as calls:
         hidden, state, _ = model.hidden(text, trace=trace)
     return Observation(tokens, trace.records, calls, _predictions(model, hidden[0], text[0]), state)
 
 
 @contextmanager
-def _memory_calls(model: LanguageModel, recorder: OpRecorder, check: Callable[[], None]) -> Iterator[list[MemoryCall]]:
+def memory_calls(
+    model: nn.Module, recorder: OpRecorder, check: Callable[[], None] = no_check
+) -> Iterator[list[MemoryCall]]:
     """Collects the recorded calls with the learner that made each, its path and its tokens."""
     calls: list[MemoryCall] = []
     starts: list[int] = []

@@ -22,6 +22,7 @@ from synthe_core.introspection.observe import Observation, Predictions, no_check
 from synthe_core.introspection.reads import Reads, follow
 from synthe_core.introspection.series import Figure, Series, collect
 from synthe_core.layers.trace import GROUPS
+from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.storage.checkpoint import Checkpoint
@@ -46,8 +47,8 @@ class Report:
 
     @property
     def bits(self) -> float:
-        """Mean surprise in bits a token, without the first."""
-        return float(np.nanmean(self.predictions.bits)) if len(self.ids) > 1 else math.nan
+        """Mean surprise in bits a token, without the first; NaN of an encoder, which predicts none."""
+        return float(np.nanmean(self.predictions.bits)) if np.isfinite(self.predictions.bits).any() else math.nan
 
 
 def introspect(
@@ -85,7 +86,7 @@ def open_model(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageMo
                 raise InputError(f"{path} is run by transformers: {error.message}", error.hint) from None
         raise InputError(f"{path} is a {kind}, which our learners do not have", f"introspect reads learners: {known}")
     if checkpoint.recipe.model.head is not None:
-        raise InputError(f"{path} is an encoder", "introspect needs a language model, which reads token by token")
+        raise InputError(f"{path} is an encoder, which reads a text at once", "leave out --watch")
     context = context_for_recipe(checkpoint.recipe, device)
     return checkpoint, checkpoint.model(context.device).eval(), context
 
@@ -122,18 +123,28 @@ def examine_tokens(
     """`examine` for a text that is tokenized already."""
     selected = groups(what)
     blocks = block_range(layers, model.spec.blocks)
-    if len(ids) > LONGEST:
-        raise InputError(f"the text has {len(ids):,} tokens", f"at most {LONGEST:,} can be analysed: give a part of it")
-    for token in tokens:
-        if not 0 <= token < len(ids):
-            raise InputError(f"there is no token {token}: the text has {len(ids)}", "counting starts at 0")
+    check_length(ids)
+    check_tokens(tokens, len(ids))
     observed = observe(model, ids, memories="memory" in selected or bool(tokens))
     return report_of(model, tokenizer, observed, name=name, selected=selected, blocks=blocks, tokens=tokens)
 
 
+def check_length(ids: Sequence[int]) -> None:
+    """InputError for a text of too many tokens."""
+    if len(ids) > LONGEST:
+        raise InputError(f"the text has {len(ids):,} tokens", f"at most {LONGEST:,} can be analysed: give a part of it")
+
+
+def check_tokens(tokens: Sequence[int], count: int) -> None:
+    """InputError for an index that no token of a text of `count` has."""
+    for token in tokens:
+        if not 0 <= token < count:
+            raise InputError(f"there is no token {token}: the text has {count}", "counting starts at 0")
+
+
 @torch.inference_mode()
 def report_of(
-    model: LanguageModel,
+    model: Model,
     tokenizer: Tokenizer,
     observed: Observation,
     *,
@@ -142,11 +153,13 @@ def report_of(
     blocks: frozenset[int] | None = None,
     tokens: Sequence[int] = (),
     check: Callable[[], None] = no_check,
+    pieces: list[str] | None = None,
 ) -> Report:
     """The report of what was observed. It runs no pass of the model, which others may use meanwhile.
 
     selected: groups of figures. blocks: the blocks to report, None for all. tokens: as in `examine`. check: called
-    before every memory is followed; what it raises ends the report.
+    before every memory is followed; what it raises ends the report. pieces: the text of each token, where that is not
+    the tokenizer's.
     """
     ids = observed.tokens
     blocks = frozenset(range(model.spec.blocks)) if blocks is None else blocks
@@ -158,7 +171,7 @@ def report_of(
     shown = [each for each in [*series, *more] if each.group in selected and _is_selected(each.path, blocks)]
     order = {each.path: number for number, each in reversed(list(enumerate(shown)))}
     shown.sort(key=lambda each: order[each.path])  # series of one learner are adjacent
-    pieces = [token_text(tokenizer, token) for token in ids]
+    pieces = pieces or [token_text(tokenizer, token) for token in ids]
     likeliest = [[token_text(tokenizer, int(i)) for i in row] for row in observed.predictions.likeliest]
     shown_figures = [each for each in figures if each.group in selected and _is_selected(each.path, blocks)]
     return Report(
@@ -242,7 +255,7 @@ def _is_selected(path: str, blocks: frozenset[int]) -> bool:
     return first != "blocks" or int(rest.partition(".")[0]) in blocks
 
 
-def facts(model: LanguageModel, observed: Observation) -> dict[str, Any]:
+def facts(model: Model, observed: Observation) -> dict[str, Any]:
     """The model's sizes, its active parameters, and the size of its state after this text."""
     total, active = model.parameter_count(), model.active_parameter_count()
     return {

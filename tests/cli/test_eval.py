@@ -97,5 +97,11 @@ def test_a_recipe_of_classes_from_training_to_its_figures(synthe, tmp_path, monk
     again = synthe("eval", "classify", run, "--data", other, "--device", "cpu", "--json")
     values = json.loads(again.stdout.splitlines()[-1])["values"]
     assert values["texts"] == 5 and len(values["confusion"]) == 10 and values["low"] <= values["accuracy"]
+    seen = synthe("introspect", run, "--text", "x29n47]0]", "--device", "cpu", "--html", tmp_path / "seen.html")
+    assert seen.exit_code == 0, seen.stderr
+    shown = synthe("introspect", run, "--text", "x29n47]0]", "--device", "cpu")
+    assert "; class " in shown.stdout and "pool" in shown.stdout and (tmp_path / "seen.html").stat().st_size > 1000
+    watched = synthe("introspect", run, "--text", "x29n47]0]", "--watch")
+    assert watched.exit_code == 2 and "leave out --watch" in watched.stderr
     bad = synthe("eval", "classify", run, "--data", tmp_path / "none.csv")
     assert bad.exit_code == 2 and "no such file" in bad.stderr and "Traceback" not in bad.stderr
