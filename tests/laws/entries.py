@@ -200,7 +200,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"slots": 9, "heads": 1, "key_size": 3, "reads": 4, "writes": 5, "chunk": 10, "router": "sparsemax"}
         | {"match": 0.6, "value_size": 6, "prediction": 0.1, "horizon": 20.0},
     ],
-    "spectral": [{}, {"points": 4, "timescales": [2, 5]}],
+    "spectral": [
+        {},
+        {"points": 4, "timescales": [2, 5], "gate": "token"},
+        {"points": 3, "group": 4, "gate": "input"},
+    ],
     "test_time": [
         {"heads": 2, "span": 8},
         {"heads": 2, "size": 12, "span": 4, "momentum": False, "surprise": False},

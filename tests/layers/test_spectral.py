@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
@@ -90,3 +92,37 @@ def test_the_cost_of_a_token_grows_with_the_logarithm_of_the_text():
     made = learner(64)
     assert made.flops(8192) - made.flops(4096) < 1.2 * (made.flops(4096) - made.flops(2048))
     assert made.flops(8192) < 1.5 * made.flops(512)
+
+
+def test_groups_mix_channels_and_begin_as_filters_of_their_own():
+    made, alone = learner(points=5, group=3), learner(points=5)
+    x = torch.randn(2, 11, 6, dtype=torch.float64)
+    torch.testing.assert_close(made._filtered(x), alone._filtered(x))
+    with torch.no_grad():
+        made.response.add_(0.3 * torch.randn_like(made.response))
+    kernel, expected = made.kernel(11), torch.zeros_like(x)
+    for i in range(6):
+        for j in range(3):
+            for t in range(11):
+                for s in range(11):
+                    expected[:, t, i] += kernel[i, j, 10 + t - s] * x[:, s, i // 3 * 3 + j]
+    torch.testing.assert_close(made._filtered(x), expected)
+    with pytest.raises(InputError, match="not divisible by group 4"):
+        learner(points=5, group=4)
+
+
+def test_gates_of_tokens():
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    made = learner(points=5, gate="token")
+    filtered = made._filtered(x)
+    lengths = filtered.square().sum(-1, keepdim=True).add(1e-6).sqrt()
+    y, _ = made(x, None, Pass.over(x))
+    torch.testing.assert_close(y, (filtered * torch.sigmoid(lengths)) @ made.out.weight.T)
+    assert {name for name, _ in made.named_parameters()} == {"response", "out.weight"}
+    made = learner(points=5, gate="input")
+    trace = Trace()
+    y, _ = made(x, None, Pass.over(x, trace=trace))
+    gate = torch.sigmoid(x @ made.gate.weight.T + made.gate.bias)
+    torch.testing.assert_close(y, (made._filtered(x) * gate) @ made.out.weight.T)
+    (record,) = trace.records
+    assert record.name == "token_gate" and torch.equal(record.value, gate)
