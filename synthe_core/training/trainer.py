@@ -31,6 +31,7 @@ from synthe_core.training.stages import Phase, describe, frozen_in, phase_at
 from synthe_core.training.state import TrainState
 from synthe_core.training.step import MicroBatchOutOfMemory, StepResult, train_step
 from synthe_core.training.validation import SHARE, ValidationPlan
+from synthe_core.training.warm_up import needs_warm_up, warm_up
 
 PROGRESS_SECONDS = 0.2  # between progress events
 LOG_SECONDS = 10.0  # a metric comes at least this often
@@ -69,10 +70,12 @@ class Trainer:
     def train(self) -> Iterator[Event]:
         """Trains to the end of the budget; saves and raises Interrupted once `stop` is set."""
         state = self.state
+        yield from self._warm_up()
         state.clock.start()
         self._started, self._fraction_at_start = time.monotonic(), self._fraction()
         self._logged = self._shown = self._started
-        self._read_next_batch()
+        if self._batch is None:
+            self._read_next_batch()
         yield self._progress()
         while True:
             due = self._decide()
@@ -95,6 +98,17 @@ class Trainer:
     def close(self) -> None:
         for logger in self.loggers:
             logger.close()
+
+    def _warm_up(self) -> Iterator[Event]:
+        """Compiles kernels before the clock of a budget of time starts."""
+        if not needs_warm_up(self.state.settings.device, self.spec.budget):
+            return
+        self._read_next_batch()
+        if self._batch is not None:
+            started = time.monotonic()
+            sequence = phase_at(self.spec, self._fraction(), self.recipe.data.sequence).sequence
+            warm_up(self.state, self._batch, sequence or self._batch.inputs.shape[1])
+            yield Notice(f"kernels are ready after {time.monotonic() - started:.0f} s; the budget's time starts now")
 
     def _decide(self) -> Due:
         """What comes before and after the next step: rank 0's clock decides, and any rank may stop the run."""
