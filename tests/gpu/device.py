@@ -2,6 +2,7 @@
 
 Parts, each with its share of ten minutes, each written when it is done:
 
+laws       every learner: passes of any split, padding and the rows beside one change nothing: relative error
 kernels    every kernel that serves a call of the learners, against the reference: relative error, forward and backward
 operators  learners at T = 2,048 to 32,768 by each kernel: milliseconds, forward and backward
 training   recipes for a minute each: tokens a second, and the share of the peak by our own count of operations
@@ -34,6 +35,7 @@ from synthe_core.hardware.kernel_tuning import unique_calls
 from synthe_core.hardware.probe import probe
 from synthe_core.hardware.rates import measure_copy
 from synthe_core.inference.captured_decode import CapturedDecoder, cuda_graph, uncaptured
+from synthe_core.layers import LAYERS
 from synthe_core.model.classifier import build_model
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.dispatch import OPS, record_ops, use_kernels
@@ -50,6 +52,8 @@ OPERATORS = {"delta": "delta_rule", "kda": "kda", "mamba2": "linear_attention", 
     "slots": "slot_memory",
     "momentum": "gated_average",
 }
+LEARNERS = [name for name, each in LAYERS.items() if each.causal and not each.reads(each.Config.model_construct())]
+"""Those that need no signals of another."""
 ROUNDS = 1 if DRY else 5
 
 
@@ -106,10 +110,37 @@ def backward(model: Any, tokens: torch.Tensor, precision: str) -> None:
     loss.backward()
 
 
+def laws() -> dict[str, Any]:
+    """learner -> law -> the largest relative error of logits: of a text in three passes instead of one, beside padding,
+    and alone instead of beside another row."""
+    errors: dict[str, dict[str, float]] = {}
+    for name in LEARNERS:
+        model = learner_model(name, 64).eval()
+        tokens = on_card(torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(0)))
+        with torch.no_grad(), ExecutionContext(device=CUDA).activate():
+            whole, _ = model(tokens)
+            state, parts = None, []
+            for start, end in ((0, 17), (17, 18), (18, 40)):
+                part, state = model(tokens[:, start:end], state)
+                parts.append(part)
+            padded, _ = model(tokens, None, on_card(torch.tensor([40, 23])))
+            alone, _ = model(tokens[1:])
+        errors[name] = {
+            "split": relative(torch.cat(parts, 1), whole),
+            "padding": relative(padded[1:, :23], whole[1:, :23]),
+            "rows": relative(alone, whole[1:]),
+        }
+    return errors
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-9))
+
+
 def kernels() -> dict[str, Any]:
     """operator -> kernel -> the largest relative error of outputs and gradients over the learners' calls."""
     errors: dict[str, dict[str, Any]] = {}
-    for name in SETTINGS:
+    for name in LEARNERS:
         model = learner_model(name, 64)
         with record_ops() as recorder:
             model.loss(*[on_card(torch.randint(256, (2, 67)))] * 2)
@@ -120,12 +151,6 @@ def kernels() -> dict[str, Any]:
                         worst = errors.setdefault(op.name, {}).get(kernel.name, 0.0)
                         errors[op.name][kernel.name] = max(worst, difference(op, kernel.name, call))
     return errors
-
-
-def copied(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def difference(op: Any, kernel: str, call: Any) -> float:
@@ -147,7 +172,7 @@ def difference(op: Any, kernel: str, call: Any) -> float:
         return [x for x in (*outputs, *grads) if x is not None and x.is_floating_point()]
 
     pairs = zip(results(kernel), results("reference"), strict=True)
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-9)) for a, b in pairs if b.numel())
+    return max(relative(a, b) for a, b in pairs if b.numel())
 
 
 def operators() -> dict[str, Any]:
@@ -176,7 +201,7 @@ def training() -> dict[str, Any]:
     results: dict[str, Any] = {}
     gpu = probe().gpu
     peak = next((rate for name, rate in PEAKS.items() if gpu is not None and name in gpu.name), None)
-    for name in ("tiny", "60m-flat"):
+    for name in ("tiny", "60m"):
         recipe = Recipe.load(str(RECIPES / f"{name}.yaml"), ["model.blocks=2"] if DRY else [])
         model = placed(build_model(recipe.model, 512 if DRY else 16384, recipe.runtime.recompute)).train()
         optimizer, length = Optimizer(model, recipe.train), 64 if DRY else recipe.data.sequence
@@ -247,7 +272,7 @@ def memory() -> dict[str, Any]:
     return {"peak_bytes": None if DRY else torch.cuda.max_memory_allocated(), "predicted_bytes": predicted}
 
 
-PARTS = {each.__name__: each for each in (kernels, decoding, training, operators, memory)}
+PARTS = {each.__name__: each for each in (laws, kernels, decoding, training, operators, memory)}
 
 
 def main() -> None:

@@ -113,7 +113,8 @@ def test_a_step_waits_once() -> None:
 def test_the_device_script_runs_dry() -> None:
     (result,) = simulated("tests.gpu.device", "--dry-run", limit=1200.0)
     assert result["dry"] and not [part for part, each in result.items() if isinstance(each, dict) and "error" in each]
-    assert all(error < 1e-3 for kernels in result["kernels"].values() for error in kernels.values())
+    for part in ("laws", "kernels"):
+        assert all(error < 1e-3 for errors in result[part].values() for error in errors.values()), result[part]
 
 
 @pytest.mark.slow
