@@ -17,10 +17,10 @@ from synthe_core.inference.fused_buffers import StateBuffers
 from synthe_core.inference.fused_maps import matrices_of
 from synthe_core.inference.fused_recurrent import FORMS, begin
 from synthe_core.inference.fused_residual import fill_residuals, residual_refusal
-from synthe_core.inference.growing_window import Place, extended
 from synthe_core.inference.thread_choice import ThreadChoice, most_threads
 from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.attention import Attention, AttentionState
+from synthe_core.layers.growing_window import Place, extended
 from synthe_core.layers.mlp import MLP
 from synthe_core.layers.rope import rotary_angles
 from synthe_core.model.block import Block

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.adapter_batch import select_rows
 from synthe_core.layers.conditional_gate import Condition, ConditionalGate, SelectedTokens
+from synthe_core.layers.growing_window import extended
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.rope import Scaling, check_pairs, pass_angles
@@ -32,6 +33,21 @@ class AttentionState(NamedTuple):
     keys: Tensor
     values: Tensor
     filled: Tensor
+
+
+def grows_in_place(key: Tensor, state: AttentionState, ctx: Pass) -> bool:
+    """Whether the window takes one more token without being copied: decoding on CUDA."""
+    one = key.is_cuda and key.shape[1] == 1 and ctx.lengths is None and not torch.is_grad_enabled()
+    return one and key.dtype == state.keys.dtype
+
+
+def appended(state: AttentionState, key: Tensor, value: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """The last `window` keys and values with one more token, key and value [B, 1, G, K], behind them."""
+    place = extended(state.keys, state.values, window)
+    at = place.start + place.past
+    place.keys.narrow(1, at, 1).copy_(key)
+    place.values.narrow(1, at, 1).copy_(value)
+    return place.windows()
 
 
 class Attention(Learner[AttentionState]):
@@ -158,10 +174,14 @@ class Attention(Learner[AttentionState]):
             q, gate = self._queries(x, selected, ctx)
             k, v = self._project(x, slice(self.features[0], sum(self.features[:3]))).chunk(2, dim=2)
             k = self._normalise_and_rotate(k, (0, self.groups), ctx)[1]
-        if state.keys.shape[1]:
-            k = torch.cat([state.keys.to(k.dtype), k], dim=1)
-            v = torch.cat([state.values.to(v.dtype), v], dim=1)
-        valid = ctx.valid(state.keys.shape[1], state.filled)
+        if selected is None and grows_in_place(k, state, ctx):
+            k, v = appended(state, k, v, self.window)
+            valid = ctx.valid(k.shape[1] - 1, state.filled.clamp_max(k.shape[1] - 1))
+        else:
+            if state.keys.shape[1]:
+                k = torch.cat([state.keys.to(k.dtype), k], dim=1)
+                v = torch.cat([state.values.to(v.dtype), v], dim=1)
+            valid = ctx.valid(state.keys.shape[1], state.filled)
         if selected is None:
             o = window_attention(q, k, v, self.window, valid, self.config.logit_cap).flatten(2)
             y = self.out(self._gated(o, gate))

@@ -99,6 +99,11 @@ def test_weights_of_16_bits_are_multiplied_as_they_are() -> None:
     assert result["summary"].startswith("bfloat16 weights")
 
 
+def test_a_window_of_attention_is_not_copied_for_a_token() -> None:
+    for result in simulated("tests.gpu.simulated.attention_window"):
+        assert result["error"] < 1e-5 and result["buffers"] == 1, result
+
+
 def test_a_step_waits_once() -> None:
     """Of training for the gradient's norm, of generating for the sampled tokens. Everything else is queued."""
     (steps,) = simulated("tests.gpu.simulated.steps")

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from synthe_core.inference.fused_decoder import SIGNALS, FusedDecoder, _angles
 from synthe_core.inference.fused_recurrent import FORMS, StateRows, begin_rows
-from synthe_core.inference.growing_window import Place, extended
 from synthe_core.layers.attention import Attention, AttentionState
+from synthe_core.layers.growing_window import Place, extended
 from synthe_core.model.language_model import ModelState
 from synthe_core.ops.fused_decode import KALMAN, RG_LRU, RWKV7, Step
 

@@ -41,7 +41,7 @@ def extended(keys: Tensor, values: Tensor, window: int, more: int = 1) -> Place:
     dropped = 1 if count == window else 0
     row, past = groups * size, count - dropped
     storage, end = keys.untyped_storage(), getattr(keys.untyped_storage(), "end", None)
-    if end is not None and values.untyped_storage().data_ptr() == storage.data_ptr():
+    if end is not None and values.untyped_storage()._cdata == storage._cdata:
         capacity, start = keys.stride(0) // row, keys.storage_offset() // row
         whole = storage.nbytes() == 2 * batch * capacity * row * keys.element_size()  # all rows of the buffer
         if whole and end == start + count <= capacity - more:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from synthe_core.inference.growing_window import ROOM, extended
+from synthe_core.layers.growing_window import ROOM, extended
 
 Windows = tuple[torch.Tensor, torch.Tensor]
 
