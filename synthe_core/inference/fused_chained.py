@@ -98,6 +98,7 @@ def fill_rwkv7(step: Step, learner: Any) -> list[Tensor]:
     rule.shares, rule.mixes = own.values == "share", own.values == "mix"
     if own.values == "mix":
         rule.value_bias = learner.value_bias.data_ptr()
-    ranks = [each.out_features for each in rwkv7_maps(learner)[2::2]]
+    narrowing: Sequence[Any] = rwkv7_maps(learner)[2::2]
+    ranks = [each.out_features for each in narrowing]
     step.most, step.room = max(width, *ranks), 8 * width + max(ranks)  # beside a width of the first map's outputs
     return [unit]

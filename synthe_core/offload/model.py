@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,7 +215,8 @@ def _load(
     return Offload(plan, layers[:count], streaming, read, speed, converted, PassTimes())
 
 
-class Holder(NamedTuple):
+@dataclass(frozen=True)
+class Holder:
     """`holder(number)`: within the block the streamed layer of this number in `layers`, if it is one, is in memory."""
 
     streamed: StreamedWeights | None
@@ -240,7 +241,7 @@ def _place_sliced(
             rows = RowReader(stored, path)
             weakref.finalize(model, rows.close)
             own = slices if stored is layout.head else []
-            set_matrix(model, each.parameter, SlicedMatrix(stored.shape, own, holding, rows, stored.format))
+            set_matrix(model, each.parameter, SlicedMatrix(stored.shape, own, holding.__call__, rows, stored.format))
 
 
 def _measured(streaming: StreamedWeights, layers: Sequence[Sequence[StoredTensor]], reader: FileReader) -> float:

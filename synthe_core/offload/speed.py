@@ -23,8 +23,8 @@ from synthe_core.units import format_size
 TURNS, PART = 8, 4096
 """Parts of the head, of so many outputs."""
 PASSES, LONGEST = 3, 10.0
-"""Passes of one text that are run, the first of which counts only if it is the only one; and seconds of all together:
-of a model whose passes take longer none is run."""
+"""Passes of one text that are run at most, the first of which counts only if it is the only one; and seconds after
+which none begins. Of a model whose single pass takes longer none is run."""
 
 Run = Callable[[Tensor, Any], Tensor]
 """The head's input [B, 1, D] after tokens int64 [B, 1] and a state."""
@@ -76,7 +76,7 @@ def estimate_speed(model: LanguageModel, run: Run | None = None) -> SpeedEstimat
     most = max(1, min(TEXTS, offload.plan.states // max(1, model.state_bytes(LONG))))
     compute = tuple(_seconds(head, rows) * share for rows in (1, most))
     read = offload.read_bytes / offload.bytes_per_second if offload.read_bytes else 0.0
-    short = run is not None and offload.read_bytes > 0 and PASSES * max(read, compute[0]) < LONGEST
+    short = run is not None and offload.read_bytes > 0 and max(read, compute[0]) < LONGEST
     passes = _passes(model, run) if short and run is not None else ()
     return SpeedEstimate(read, (compute[0], compute[1]), most, offload.bytes_per_second, passes)
 
