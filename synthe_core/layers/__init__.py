@@ -49,6 +49,8 @@ LAYERS = Table(
         "slots": "synthe_core.layers.slots:Slots",
         "spectral": "synthe_core.layers.spectral:Spectral",
         "test_time": "synthe_core.layers.test_time:TTT",
+        "titans": "synthe_core.layers.titans:Titans",
+        "ttt": "synthe_core.layers.ttt:TTTNetwork",
         "tiers": "synthe_core.layers.tiers:Tiers",
     },
     aliases={"thalamus": "context_routed_moe"},

@@ -32,4 +32,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rwkv7": {"head_size": 32},
     "slots": {"slots": 64, "heads": 2},
     "test_time": {"heads": 2},
+    "titans": {"heads": 2},
+    "ttt": {"heads": 2},
 }

@@ -210,6 +210,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "size": 12, "span": 4, "momentum": False, "surprise": False},
         {"heads": 1, "size": 5, "span": 3, "test_time": False},
     ],
+    "titans": [
+        {"heads": 2, "chunk": 8},
+        {"heads": 2, "head_size": 5, "layers": 1, "chunk": 3, "conv": 0, "forget": False},
+        {"heads": 4, "expand": 1, "chunk": 16, "conv": 2, "momentum": False},
+    ],
+    "ttt": [
+        {"heads": 4, "chunk": 8},
+        {"heads": 2, "head_size": 6, "layers": 2, "expand": 2, "chunk": 5, "conv": 0},
+    ],
     "context_routed_moe": [
         {"experts": 5, "hidden": 12, "channels": 16},
         {"experts": 4, "top_k": 3, "hidden": 8, "channels": 8, "context": "momentum", "bias": True, "decay": 0.9},

@@ -80,7 +80,7 @@ def test_post_training_begins_with_a_published_model(path):
 MIXERS = [
     *("transformer", "mamba", "mamba2", "deltanet", "gated-deltanet", "rwkv7", "kda", "mlstm", "hyena"),
     *("retention", "hgrn2", "forgetting-attention", "gated-delta-2", "mesa"),
-    *("mamba3", "mamba3-mimo", "log-linear"),
+    *("mamba3", "mamba3-mimo", "log-linear", "titans", "ttt", "ttt-mlp"),
 ]
 PAIRS = [
     *(("tiny", f"baselines/{name}") for name in MIXERS),
