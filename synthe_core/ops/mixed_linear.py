@@ -66,7 +66,7 @@ def mixed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if cast is None or cast.dtype != dtype:
         cast = weight.detach().to(dtype)
     with torch.autocast("cuda", enabled=False):
-        return _MixedLinear.apply(x.to(dtype), weight, bias, cast)  # type: ignore[no-any-return]
+        return _MixedLinear.apply(x.to(dtype), weight, bias, cast)
 
 
 class _MixedLinear(torch.autograd.Function):

@@ -52,7 +52,9 @@ OPERATORS = {"delta": "delta_rule", "kda": "kda", "mamba2": "linear_attention", 
     "slots": "slot_memory",
     "momentum": "gated_average",
 }
-LEARNERS = [name for name, each in LAYERS.items() if each.causal and not each.reads(each.Config.model_construct())]
+LEARNERS = [
+    name for name in LAYERS if LAYERS[name].causal and not LAYERS[name].reads(LAYERS[name].Config.model_construct())
+]
 """Those that need no signals of another."""
 ROUNDS = 1 if DRY else 5
 
@@ -140,7 +142,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def kernels() -> dict[str, Any]:
     """operator -> kernel -> the largest relative error of outputs and gradients over the learners' calls."""
     errors: dict[str, dict[str, Any]] = {}
-    for name in LEARNERS:
+    for name in SETTINGS:
         model = learner_model(name, 64)
         with record_ops() as recorder:
             model.loss(*[on_card(torch.randint(256, (2, 67)))] * 2)
