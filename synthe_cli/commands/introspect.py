@@ -90,9 +90,9 @@ def introspect(
         return
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"no such folder: {html.parent}", "create it first")
-    seen = [introspect_any(path, read, tokens=tuple(token or ()), **options)]  # type: ignore[arg-type]
+    seen = [introspect_any(path, read, tokens=tuple(token or ()), **options)]
     if diff is not None:
-        other = introspect_any(find_checkpoint(diff), read, tokens=tuple(token or ()), **options)  # type: ignore[arg-type]
+        other = introspect_any(find_checkpoint(diff), read, tokens=tuple(token or ()), **options)
         seen = list(compare.align_reports(seen[0], other))
     if as_json:
         for report in seen:
