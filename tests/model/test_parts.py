@@ -178,3 +178,19 @@ def test_all_parts_are_named_and_an_unknown_one_is_an_error():
         model.leave_out(["multiscale_memory.teir3"])
     assert error.value.hint == "did you mean 'multiscale_memory.tier3'?"
     assert not model.without
+
+
+def test_a_block_that_runs_again_leaves_out_what_it_left_out_before() -> None:
+    kinds = [[{"type": "delta", "heads": 2}, {"type": "mlp", "hidden": 8}], [{"type": "momentum"}, {"type": "mlp"}]]
+    tokens = torch.randint(17, (2, 9), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = LanguageModel(ModelSpec(width=16, blocks=2, block=kinds), 17, recompute)
+        torch.nn.init.normal_(model.head.weight)
+        model.leave_out(["delta"])
+        model.loss(tokens[:, :-1], tokens[:, 1:])[0].total.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
