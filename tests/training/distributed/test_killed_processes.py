@@ -99,6 +99,7 @@ def test_a_killed_process_costs_no_bit(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(LIMIT)  # a process that lost another ends half a minute later, and four take a minute to start
 @processes_are_listed
 def test_torchrun_goes_on_by_itself_however_often_one_of_four_is_killed(tmp_path: Path, cache: Path) -> None:
     """The moments are random: in a step, in a checkpoint, or while processes start."""
