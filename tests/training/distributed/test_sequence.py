@@ -15,7 +15,7 @@ from tests.training.distributed.conftest import Runs
 from tests.training.distributed.test_equal_numbers import assert_equal_checkpoints, assert_equal_curves
 from tests.training.distributed.variants import RECURRENT, Variants
 
-SHORT = ["delta", "kalman", "attention"]
+SHORT = ["delta", "attention"]
 
 
 def test_two_processes_with_parts_of_a_sequence(short_runs: Runs) -> None:
