@@ -98,9 +98,9 @@ class DeepMemory(Learner[DeepMemoryState]):
         first, second = (size + 1, self.hidden), (self.hidden + 1 if deep else 0, size)
         nothing = ((0, self.hidden), (0, size))
         sizes = (first, second, *((first, second) if moves else nothing), first, second)
-        zeros = (torch.zeros(batch, heads, *each, dtype=self.state_dtype, device=device) for each in sizes)
+        zeros = [torch.zeros(batch, heads, *each, dtype=self.state_dtype, device=device) for each in sizes]
         conv = torch.zeros(batch, max(self.config.conv, 1) - 1, self.features[0], dtype=self.state_dtype, device=device)
-        return DeepMemoryState(*zeros, conv)
+        return DeepMemoryState._make([*zeros, conv])
 
     def forward(self, x: Tensor, state: DeepMemoryState | None, ctx: Pass) -> tuple[Tensor, DeepMemoryState]:
         state = state or self.init_state(x.shape[0], device=x.device)
@@ -118,7 +118,7 @@ class DeepMemory(Learner[DeepMemoryState]):
             o, memory = self._learn(q, k, v, rate, momentum, decay, state, ctx)
             y = rms_norm(o, self.norm, self.config.norm_eps, dtype).flatten(2)
             y = silu_gate(y, gate)
-        return self.out(y), DeepMemoryState(*memory, conv)
+        return self.out(y), DeepMemoryState._make([*memory, conv])
 
     def _gates(self, logits: Tensor, ctx: Pass) -> tuple[Tensor, Tensor, Tensor]:
         """θ, η and α [B, T, H]; those that a configuration does not have are 0."""

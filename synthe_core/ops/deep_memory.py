@@ -134,10 +134,10 @@ def gradients(
 
 
 class _Frames(NamedTuple):
-    """Tokens by chunks at absolute positions: index int64 [B, F C] of the token at a place, T for none; place int64
+    """Tokens by chunks at absolute positions: source int64 [B, F C] of the token at a place, T for none; place int64
     [B, T] of each token."""
 
-    index: Tensor
+    source: Tensor
     place: Tensor
 
     @classmethod
@@ -208,12 +208,12 @@ def chunked(
     frames = _Frames.of(positions, real, chunk) if size > 1 else _Frames(torch.where(real, 0, 1), real.long() * 0)
 
     def split(x: Tensor) -> Tensor:
-        return gather_padded(x, frames.index).unflatten(1, (-1, size)).movedim(3, 2)  # [B, F, H, C, ...]
+        return gather_padded(x, frames.source).unflatten(1, (-1, size)).movedim(3, 2)  # [B, F, H, C, ...]
 
     begins = split(((positions % chunk == 0) & real)[..., None])[:, :, 0, 0]
     with torch.autocast(q.device.type, enabled=False):
         present = split(real[..., None])
-        steps = _Steps.of(*(split(x) for x in (rate, momentum, decay)), present)
+        steps = _Steps.of(split(rate), split(momentum), split(decay), present)
         W, U = Weights(first, second), Weights(velocity_first, velocity_second)
         start, outputs = Weights(start_first, start_second), []
         parts = zip(
@@ -237,7 +237,9 @@ def _pass(
     queries: Tensor,
 ) -> tuple[Tensor, Weights, Weights]:
     """What the network of every token of a chunk makes of its query, before the norm, and W and U after the chunk."""
-    x, weights, velocities = queries, [], []
+    x = queries
+    weights: list[Tensor | None] = []
+    velocities: list[Tensor | None] = []
     for layer, (w, u) in enumerate(zip(W, U, strict=True)):
         if w is None or u is None:
             weights.append(None)

@@ -31,7 +31,7 @@ CASES: list[tuple[type[DeepMemory], dict[str, Any]]] = [
 
 def make(kind: type[DeepMemory], **keys: Any) -> DeepMemory:
     torch.manual_seed(0)
-    learner = kind(kind.Config(rate=20.0, **keys), WIDTH).double()  # type: ignore[call-arg,arg-type]
+    learner = kind(kind.Config(rate=20.0, **keys), WIDTH).double()  # type: ignore[call-arg]
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
