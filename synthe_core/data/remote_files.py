@@ -99,9 +99,13 @@ def _find(system: Any, path: str) -> list[str]:
     """The files that a path stands for; of a folder those with a suffix of text or tables."""
     if set(path) & set(WILDCARDS):
         return [each for each in system.glob(path) if not system.isdir(each)]
-    if system.isfile(path):
+    try:
+        info = system.info(path)  # `isfile` hides why a store refuses
+    except FileNotFoundError:
+        return []
+    if info["type"] == "file":
         return [path]
-    below = system.find(path) if system.isdir(path) else []
+    below = system.find(path)
     shown = [
         each for each in below if not any(part.startswith(".") for part in Path(each).parts[len(Path(path).parts) :])
     ]

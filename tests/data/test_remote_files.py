@@ -134,7 +134,7 @@ def test_a_driver_that_is_not_installed(scheme: str, driver: str, monkeypatch: p
 
 def test_whatever_a_driver_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing:
-        def isfile(self, path: str) -> bool:
+        def info(self, path: str) -> dict[str, str]:
             raise RuntimeError("AccessDenied\n  no such key")
 
     monkeypatch.setattr(remote_files, "_connect", lambda name: (Refusing(), "bucket/x"))
