@@ -38,7 +38,10 @@ class Law:
     beta: float
 
     def loss(self, parameters: float, tokens: float) -> float:
-        return float(self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta)
+        """L of N and D; NaN or infinite for constants of a resample that ran away."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            size, text = (np.float64(n) ** -power for n, power in ((parameters, self.alpha), (tokens, self.beta)))
+            return float(self.E + self.A * size + self.B * text)
 
     @property
     def size_exponent(self) -> float:
