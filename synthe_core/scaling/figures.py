@@ -10,7 +10,7 @@ import numpy as np
 
 from synthe_core.charts.chart import Axis, Chart, Series
 from synthe_core.charts.style import COLOURS
-from synthe_core.scaling.fit import Fit, Interval
+from synthe_core.scaling.fit import Fit
 from synthe_core.scaling.isoflop import Curve, isoflop_curves
 from synthe_core.scaling.points import Point
 from synthe_core.units import format_count
@@ -43,7 +43,7 @@ def frontier(fits: Sequence[Fit]) -> Chart:
         inside = _between(min(runs), max(runs))
         beyond = _between(max(runs), BEYOND * max(runs))
         for kind, budgets in (("line", inside), ("dashed", beyond)):
-            values = [_loss(each, budget) for budget in budgets]
+            values = [each.best_loss(budget)[0] for budget in budgets]
             known = [(c, v) for c, v in zip(budgets, values, strict=True) if v.known]
             area = [(c, v.low) for c, v in known] + [(c, v.high) for c, v in reversed(known)]
             chart.series.append(Series("", area, "band", style))
@@ -82,10 +82,6 @@ def isoflops(fitted: Fit, curves: Sequence[Curve]) -> Chart:
             best = (curve.best.value, c0 + c1 * x + c2 * x * x)
             chart.series.append(Series("", [best], "marks", style % COLOURS + COLOURS))
     return chart
-
-
-def _loss(fitted: Fit, flops: float) -> Interval:
-    return fitted.interval(lambda law: fitted.best_loss(law, flops))
 
 
 def _by_size(points: Sequence[Point]) -> list[tuple[float, list[Point]]]:

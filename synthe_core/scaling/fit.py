@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 
@@ -75,11 +75,17 @@ class Fit:
         values = {name: self.interval(lambda law, name=name: float(getattr(law, name))) for name in PARAMETERS}  # type: ignore[misc]
         return values | {"a": self.interval(lambda law: law.size_exponent)}
 
-    def best_loss(self, law: Law, flops: float) -> float:
-        """The least loss for a budget of any size between the smallest and the largest that was trained."""
+    def best_loss(self, flops: float) -> tuple[Interval, Array]:
+        """The least loss for a budget of any size between the smallest and the largest that was trained; and the values
+        of the law and of all resamples, NaN for those whose constants ran away."""
         sizes = [point.parameters for point in self.points]
         grid = np.geomspace(min(sizes), max(sizes), SIZES)
-        return min(law.loss(size, flops / (self.per_parameter * size)) for size in grid)
+        constants = np.array([astuple(law) for law in (self.law, *self.samples) if law is not None])
+        e, a, b, alpha, beta = (column[:, None] for column in constants.T)
+        with np.errstate(over="ignore", invalid="ignore"):
+            losses = e + a * grid**-alpha + b * (flops / (self.per_parameter * grid)) ** -beta
+        best = losses.min(axis=1)
+        return Interval.of(float(best[0]), best[1:].tolist()), best
 
     @property
     def largest(self) -> float:
@@ -184,8 +190,9 @@ def compare(fits: Sequence[Fit]) -> list[str]:
 
 def loss_difference(one: Fit, two: Fit, flops: float) -> Interval:
     """The loss of `one` at its best trained size for a budget, less that of `two`."""
-    losses = [[each.best_loss(law, flops) for law in (each.law, *each.samples) if law] for each in (one, two)]
-    differences = [a - b for a, b in zip(*losses, strict=False)]
+    (_, first), (_, second) = one.best_loss(flops), two.best_loss(flops)
+    many = min(len(first), len(second))
+    differences = (first[:many] - second[:many]).tolist()
     return Interval.of(differences[0], differences[1:])
 
 

@@ -40,8 +40,9 @@ class Law:
     def loss(self, parameters: float, tokens: float) -> float:
         """L of N and D; NaN or infinite for constants of a resample that ran away."""
         with np.errstate(over="ignore", invalid="ignore"):
-            size, text = (np.float64(n) ** -power for n, power in ((parameters, self.alpha), (tokens, self.beta)))
-            return float(self.E + self.A * size + self.B * text)
+            return float(
+                self.E + self.A * np.float64(parameters) ** -self.alpha + self.B * np.float64(tokens) ** -self.beta
+            )
 
     @property
     def size_exponent(self) -> float:
