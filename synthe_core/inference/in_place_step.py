@@ -98,9 +98,9 @@ def map_weights(map: nn.Module) -> MapWeights | None:
     if type(map) is QuantizedLinear and isinstance(map.matrix, CodedMatrix):
         own, form = map.matrix, map.matrix.form
         codes, scale = own.get_buffer("codes"), own.get_buffer("scale")
-        return MapWeights(codes, scale, map.bias, *own.shape, form.group, form.bits)
+        return MapWeights(codes, scale, map.bias, own.shape[0], own.shape[1], form.group, form.bits)
     if type(map) is QuantizedLinear and isinstance(map.matrix, FloatMatrix) and map.matrix.values.stride(-1) == 1:
-        return MapWeights(map.matrix.values, None, map.bias, *map.matrix.shape)
+        return MapWeights(map.matrix.values, None, map.bias, map.out_features, map.in_features)
     if type(map) not in (Linear, nn.Linear):
         return None
     assert isinstance(map, nn.Linear)
@@ -155,7 +155,8 @@ def _delta(learner: Delta, norm: Tensor, eps: float) -> LearnerStep | None:
         learner.key,
         learner.value,
         learner.taps,
-        *own.beta_range,
+        own.beta_range[0],
+        own.beta_range[1],
         own.key_norm_eps,
         own.norm_eps / own.query_scale**2,
         own.scale,
