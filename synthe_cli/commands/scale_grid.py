@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -130,7 +130,12 @@ def show(runs: list[PlannedRun], rules: list[str], as_json: bool) -> None:
     rows = []
     for run in runs:
         train, size = run.recipe.train, account(run.recipe).parameters
-        values = {"run": run.name, "parameters": size, "tokens": int(train.budget.amount), "flops": cost(run)}
+        values: dict[str, Any] = {
+            "run": run.name,
+            "parameters": size,
+            "tokens": int(train.budget.amount),
+            "flops": cost(run),
+        }
         if as_json:
             print(json_text({"event": "run", **values, "lr": train.lr}))
         rows.append([run.name, format_count(size), format_count(values["tokens"]), f"{cost(run):.2e}", f"{train.lr:g}"])

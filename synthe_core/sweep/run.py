@@ -59,7 +59,7 @@ def sweep(
             yield from _Sweep(folder, engine, progress, stop).run(waiting, len(done))
         records = ranked([folder.records[run.name] for run in runs], metric)
         best = records[0] if records and records[0].status == FINISHED else None
-        values = {"runs": [asdict(record) for record in records], "best": best and best.name}
+        values: dict[str, object] = {"runs": [asdict(record) for record in records], "best": best and best.name}
         yield Result(values, folder.run(best.name) if best else out)
 
 
