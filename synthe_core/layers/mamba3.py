@@ -88,8 +88,9 @@ class Mamba3(Learner[Mamba3State]):
         self.B_bias, self.C_bias = (nn.Parameter(torch.ones(self.heads, rank, size)) for _ in range(2))
         self.B_norm, self.C_norm = (nn.RMSNorm(size, eps=config.norm_eps) for _ in range(2))
         if rank > 1:
-            ones = torch.ones(self.heads, rank, config.head_size)
-            self.mimo_x, self.mimo_z, self.mimo_o = (nn.Parameter(part) for part in (ones / rank, ones, ones / rank))
+            shape = (self.heads, rank, config.head_size)
+            scales = (1 / rank, 1.0, 1 / rank)
+            self.mimo_x, self.mimo_z, self.mimo_o = (nn.Parameter(torch.full(shape, scale)) for scale in scales)
         self.D = nn.Parameter(torch.ones(self.heads))
         if config.norm:
             self.norm = nn.RMSNorm(self.channels, eps=config.norm_eps)

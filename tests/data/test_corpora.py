@@ -109,7 +109,7 @@ def test_missing_sources(tmp_path: Path) -> None:
     fails("stdlb", "no such file or source: 'stdlb'", "did you mean 'stdlib'?")
     fails(tmp_path / "corpsu.txt", "no such file or source", "corpus.txt'?")
     fails(tmp_path / "*.json", "no file matches", "a source is")
-    fails("/nowhere/at/all.txt", "no such file or source", "a source is 'stdlib', a file")
+    fails("/nowhere/at/all.txt", "no such file or source", "a source is 'stdlib', 'listops', a file")
 
 
 def test_empty_sources(tmp_path: Path) -> None:

@@ -250,9 +250,9 @@ def test_tokens_that_leave_out_blocks_are_not_fused() -> None:
 
 
 def test_other_learners_and_precisions_are_not_fused() -> None:
-    block = [{"type": "kda", "heads": 2}]
+    block = [{"type": "hyena", "length": 8}]
     other = LanguageModel(ModelSpec.model_validate({"width": 24, "blocks": 1, "block": block}), 50)
-    assert refusal(other) == "a block has a kda"
+    assert refusal(other) == "a block has a hyena"
     assert "float32" in (refusal(model_of({"heads": 4}).double()) or "")
 
 

@@ -269,6 +269,7 @@ def test_a_training_that_runs_has_its_curve(view: Browser, busy_swarm: Swarm) ->
     go(view, "learning")
     view.wait("document.querySelector('.begin').textContent.includes('maths learns: train 25%')")
     assert "loss 0.333 at step 3, 75% of the held-out pairs right at step 3" in texts(view, ".begin p")[0]
+    view.wait("document.querySelector('svg.chart')")
     assert view.do("document.querySelector('svg.chart').ariaLabel") == (
         "maths: training loss: 1.000 at step 1, 0.333 at step 3"
     )

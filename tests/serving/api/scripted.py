@@ -34,6 +34,8 @@ class Scripted:
                 parameter_count=lambda adapter=None: 1,
                 weights="float32",
                 speculation=None,
+                memory_summary="",
+                measured_speed="",
             )
         }
         self.sessions = SimpleNamespace(get=self._no_session, list=lambda owner: [])
