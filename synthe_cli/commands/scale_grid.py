@@ -10,7 +10,8 @@ import typer
 
 from synthe_cli import figures
 from synthe_cli.commands.scale_options import counts
-from synthe_cli.commands.sweep import LAUNCHERS, run_sweep
+from synthe_cli.commands.sweep import run_sweep
+from synthe_cli.commands.sweep_options import RunLauncherOption, RunsAtOnceOption, SlurmOption
 from synthe_cli.escape import json_text
 from synthe_cli.options import DataOption, JsonOption, RecipeArgument, SetOption, find_recipe, overrides
 from synthe_core.errors import InputError
@@ -70,25 +71,9 @@ def grid(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="The folder of the runs, new or to go on with.")
     ] = Path("runs/scale"),
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs", "-j", metavar="N", min=1, help="Runs at a time. Default: one here, on a cluster all at once."
-        ),
-    ] = None,
-    launcher: Annotated[
-        str,
-        typer.Option(
-            "--launcher",
-            metavar="NAME",
-            help="What starts the runs: local, slurm or ray.",
-            autocompletion=lambda: list(LAUNCHERS),
-        ),
-    ] = "local",
-    slurm: Annotated[
-        str | None,
-        typer.Option("--slurm", metavar="KEY=VALUE,...", help="Options of Slurm, as partition=gpu,time=600 (minutes)."),
-    ] = None,
+    jobs: RunsAtOnceOption = None,
+    launcher: RunLauncherOption = "local",
+    slurm: SlurmOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs, their sizes and rates; train none.")
     ] = False,

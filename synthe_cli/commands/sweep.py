@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from synthe_cli import figures
+from synthe_cli.commands.sweep_options import LAUNCHERS, RunLauncherOption, RunsAtOnceOption, SlurmOption
 from synthe_cli.escape import printable
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import DataOption, JsonOption, SetOption, complete_recipe, find_recipe, overrides
@@ -20,7 +21,6 @@ from synthe_core.units import format_count
 
 app = typer.Typer(**SETTINGS)
 
-LAUNCHERS = ("local", "slurm", "ray")
 METRICS = ("loss", "bits_per_byte", "perplexity", "accuracy")
 
 
@@ -62,25 +62,9 @@ def sweep(
             help="The folder of the sweep, new or to go on with. Default: runs/sweep-NAME.",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs", "-j", metavar="N", min=1, help="Runs at a time. Default: one here, on a cluster all at once."
-        ),
-    ] = None,
-    launcher: Annotated[
-        str,
-        typer.Option(
-            "--launcher",
-            metavar="NAME",
-            help="What starts the runs: local, slurm or ray.",
-            autocompletion=lambda: list(LAUNCHERS),
-        ),
-    ] = "local",
-    slurm: Annotated[
-        str | None,
-        typer.Option("--slurm", metavar="KEY=VALUE,...", help="Options of Slurm, as partition=gpu,time=600 (minutes)."),
-    ] = None,
+    jobs: RunsAtOnceOption = None,
+    launcher: RunLauncherOption = "local",
+    slurm: SlurmOption = None,
     metric: Annotated[
         str,
         typer.Option(
