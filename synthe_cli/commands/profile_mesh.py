@@ -34,7 +34,7 @@ def with_mesh(recipe: Recipe, text: str) -> Recipe:
 
 
 def profile_mesh(recipe: Recipe, machine: Hardware, rows: int | None, measure: bool, as_json: bool) -> None:
-    """Prints the footprint of one process of the recipe's mesh, measured too if that is asked for."""
+    """Prints the footprint of one process of the recipe's mesh, and what is measured, with --measure."""
     from synthe_core.profiling.footprint import Estimate
     from synthe_core.profiling.sharded import measure_in_shards, mesh_of, step_traffic, training_in_shards
 

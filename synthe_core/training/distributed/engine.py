@@ -129,8 +129,8 @@ class SeveralProcesses(Engine):
             setattr(block, "forward", torch.compile(block.forward))  # noqa: B010
 
     def totals(self, *counts: int) -> list[int]:
-        alike = 1 if self.sequence is None else self.sequence.size  # processes with the same rows
-        return [round(each / alike) for each in column_sums(self.ranks.numbers(*counts))]
+        same_rows = 1 if self.sequence is None else self.sequence.size  # processes that count the same rows
+        return [round(each / same_rows) for each in column_sums(self.ranks.numbers(*counts))]
 
     def apply_buffer_updates(self, updates: Sequence[tuple[Tensor, Tensor]]) -> None:
         sums: dict[int, tuple[Tensor, int]] = {}

@@ -46,7 +46,7 @@ def model_of(block) -> LanguageModel:
     spec = ModelSpec.model_validate({"width": 24, "blocks": 2, "block": block, "tie": True})
     model = LanguageModel(spec, 31).eval().requires_grad_(False)
     for parameter in model.parameters():
-        if parameter.dim() == 1:  # norms and biases that are not all alike
+        if parameter.dim() == 1:  # norms and biases that are not all equal
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model
 
